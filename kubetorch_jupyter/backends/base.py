@@ -1,0 +1,94 @@
+"""What every backend does: bring a service's pods up to date, find them, end them, and say why they are not ready.
+
+A backend knows nothing of callables or calls: it gets a `ServiceSpec` and gives an `Endpoint`. What runs in the pod is
+loaded over the session afterwards (``service.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ..compute import Compute
+from ..transport.endpoint import Endpoint
+
+__all__ = ["Backend", "Event", "Progress", "ServiceInfo", "ServiceSpec"]
+
+#: Called with a phase (``"scheduling"``, ``"starting"``, ``"image"``, ``"loading"``, ``"ready"``) and a line for people.
+Progress = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """What a service's pods should be: the user's `Compute` under a name.
+
+    Parameters
+    ----------
+    name
+        A valid service name (RFC 1123 label).
+    compute
+        What the user asked for.
+    owner
+        Who deploys: ``user``, ``host``, ``pid``, ``notebook``.
+    """
+
+    name: str
+    compute: Compute
+    owner: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """A service that exists, as a backend sees it without asking the pod.
+
+    ``state`` is ``"starting"``, ``"running"``, ``"pending"`` or ``"failed"``; ``created`` is unix time in seconds; ``resources`` is what it asks for (``cpus``, ``memory``,
+    ``gpus``) as given.
+    """
+
+    name: str
+    backend: str
+    state: str
+    created: float
+    owner: Mapping[str, Any]
+    resources: Mapping[str, Any]
+    endpoint: Endpoint | None = None
+    namespace: str | None = None
+    detached: bool = False
+    ttl: float | None = None
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a service, in the backend's own words."""
+
+    time: float
+    reason: str
+    message: str
+    fatal: bool = False
+
+
+class Backend(Protocol):
+    """The protocol; ``backends/local.py`` and ``backends/kubernetes`` are the two that there are."""
+
+    name: str
+
+    async def apply(self, spec: ServiceSpec, progress: Progress) -> Endpoint:
+        """Create the service or bring it up to date; returns when its front accepts sessions."""
+        ...
+
+    async def find(self, name: str) -> ServiceInfo | None:
+        """The service of that name, or None."""
+        ...
+
+    async def list(self) -> list[ServiceInfo]:
+        """All services that this user can see here."""
+        ...
+
+    async def delete(self, name: str) -> None:
+        """End the service and remove all that belongs to it; returns when that is done, raises when it fails."""
+        ...
+
+    def watch(self, name: str) -> AsyncIterator[Event]:
+        """Events of the service as they come: why it is not ready, why it died."""
+        ...
