@@ -1,0 +1,54 @@
+# The commands of the project; each is one line that can also be typed.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lab bench soak cluster-test clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell scripts/find-python 3.11 || scripts/find-python 3.12 || scripts/find-python 3.13)
+PYTEST_ARGS ?=
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+# Made anew only when the dependencies may have changed.
+$(VENV)/.installed: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later was found; install one, or say where: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@echo "setup: $(VENV) with $(PYTHON) ..."
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed  ## Make .venv and the kernels' environments in .venvs
+	@$(BIN)/python scripts/kernel_envs.py
+
+demo: $(VENV)/.installed  ## The complete example in a real Jupyter kernel, on local pods, its logs live
+	@$(BIN)/python scripts/demo.py
+
+test: setup  ## All tests (PYTEST_ARGS="-k name" for some)
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed  ## ruff, mypy, the direction of imports
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.installed  ## Put the code into its form
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format --quiet .
+
+lab: $(VENV)/.installed  ## JupyterLab in notebooks/
+	@$(BIN)/python -c 'import jupyterlab' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[lab]'
+	@cd notebooks && ../$(BIN)/jupyter lab
+
+soak: setup  ## The tests that take long
+	@$(BIN)/python -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)
+
+bench:  ## Benchmarks
+	@echo "make bench: the benchmark suite is not part of this version (docs/roadmap.md)"
+
+cluster-test:  ## Tests on a Kubernetes cluster
+	@echo "make cluster-test: the Kubernetes backend is not part of this version (docs/roadmap.md)"
+
+clean:  ## Remove what the other commands made
+	rm -rf $(VENV) .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
