@@ -1,0 +1,157 @@
+"""One call on its way from a handle: Kubetorch's call-time keywords, the check of the arguments, and the mode.
+
+Functions and methods of classes share all of this; what differs is where their service and their options come from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+from . import calls
+from .errors import ConfigError
+from .interface import Entry
+from .service import Service
+
+__all__ = ["KEYWORDS", "RemoteCallable", "check_serialization", "with_options"]
+
+SERIALIZATIONS = ("pickle", "json", "none")
+#: Kubetorch's call-time keywords. ``workers``, ``debug`` and ``stream_metrics`` are taken and have no effect on one
+#: worker.
+KEYWORDS = frozenset({"async_", "stream_logs", "serialization", "workers", "debug", "stream_metrics"})
+
+
+def check_serialization(value: object) -> str:
+    """``value``, when it is a wire format; `ConfigError` when not."""
+    if value not in SERIALIZATIONS:
+        raise ConfigError(f"serialization={value!r} is not one of {', '.join(map(repr, SERIALIZATIONS))}")
+    return cast(str, value)
+
+
+class RemoteCallable:
+    """One thing that can be called on a service: a function, or one method of a class."""
+
+    _key: str = ""
+
+    def _deployed(self) -> Service:
+        raise NotImplementedError
+
+    def _mode(self) -> tuple[bool, calls.CallOptions]:
+        raise NotImplementedError
+
+    def _entry(self) -> Entry:
+        interface = self._deployed().interface
+        if interface is None or self._key not in interface.entries:
+            return Entry(self._key or self._deployed().name)
+        return interface.entries[self._key]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call it in the pod: the result, a coroutine with ``async_=True``, an iterator of a generator function."""
+        __tracebackhide__ = True
+        service = self._deployed()
+        entry = self._entry()
+        async_, options = self._mode()
+        if kwargs and not KEYWORDS.isdisjoint(kwargs):
+            async_, options = self._take_keywords(entry, kwargs, async_, options)
+        if entry.check is not None:
+            entry.check(*args, **kwargs)
+        method = self._key or None
+        if entry.generator:
+            iterate = calls.iterate_async if async_ else calls.iterate
+            return iterate(service, method, args, kwargs, options)
+        invoke = calls.invoke_async if async_ else calls.invoke
+        return invoke(service, method, args, kwargs, options)
+
+    def _take_keywords(
+        self, entry: Entry, kwargs: dict[str, Any], async_: bool, options: calls.CallOptions
+    ) -> tuple[bool, calls.CallOptions]:
+        taken = {k: kwargs.pop(k) for k in KEYWORDS & kwargs.keys() if k not in entry.parameters}
+        if "async_" in taken:
+            async_ = bool(taken["async_"])
+        if taken.get("stream_logs") is not None:
+            options = replace(options, stream_logs=bool(taken["stream_logs"]))
+        if taken.get("serialization") is not None:
+            options = replace(options, serialization=check_serialization(taken["serialization"]))
+        return async_, options
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Service, str | None]:
+        __tracebackhide__ = True
+        entry = self._entry()
+        if entry.check is not None:
+            entry.check(*args, **kwargs)
+        return self._deployed(), self._key or None
+
+    def _aio(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        service, method = self._checked(args, kwargs)
+        invoke = calls.iterate_async if self._entry().generator else calls.invoke_async
+        return invoke(service, method, args, kwargs, self._mode()[1])
+
+    def _spawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> calls.Call[Any]:
+        service, method = self._checked(args, kwargs)
+        return calls.spawn(service, method, args, kwargs, self._mode()[1])
+
+    def map(
+        self, items: Iterable[Any], *, concurrency: int = 64, ordered: bool = True, return_exceptions: bool = False
+    ) -> Iterator[Any]:
+        """Call it with each item; lazy on both sides.
+
+        Parameters
+        ----------
+        items
+            Any iterable; it is read only as far as ``concurrency`` calls ahead of what has been consumed.
+        concurrency
+            How many calls are in flight at most.
+        ordered
+            Results in the order of the items, else as they come.
+        return_exceptions
+            Give a call's exception as its result; otherwise the first error cancels the rest.
+
+        Returns
+        -------
+        Mapping
+            To be used with ``for`` or ``async for``; one that is abandoned cancels what is in flight.
+
+        Examples
+        --------
+        >>> for loss in train.map([0.1, 0.01]):    # doctest: +SKIP
+        ...     print(loss)
+        """
+        return self.starmap(
+            ((item,) for item in items),
+            concurrency=concurrency,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+        )
+
+    def starmap(
+        self,
+        items: Iterable[Sequence[Any]],
+        *,
+        concurrency: int = 64,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+    ) -> Iterator[Any]:
+        """`map` with several arguments: each item is the sequence of a call's positional arguments."""
+        return calls.map_calls(
+            self._deployed(),
+            self._key or None,
+            (tuple(item) for item in items),
+            self._mode()[1],
+            concurrency=concurrency,
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+        )
+
+
+def with_options(options: calls.CallOptions, **changes: Any) -> calls.CallOptions:
+    """``options`` with those of ``changes`` that are not None, checked."""
+    given = {k: v for k, v in changes.items() if v is not None}
+    if "serialization" in given:
+        check_serialization(given["serialization"])
+    timeout, retries = given.get("timeout"), given.get("retries")
+    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
+        raise ConfigError(f"timeout={timeout!r} is not a positive number of seconds")
+    if retries is not None and not (isinstance(retries, int) and retries >= 0):
+        raise ConfigError(f"retries={retries!r} is not a whole number of 0 or more")
+    return replace(options, **given)

@@ -1,0 +1,146 @@
+"""What runs: `services`, `calls`, `attach`. For people who come back to a notebook, or to somebody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pod_server.wire import parse_call_id
+
+from .backends import get_backend
+from .backends.base import ServiceInfo
+from .calls import Call, attach_call
+from .compute import Compute
+from .errors import ConnectionFailedError, UnknownCallError
+from .service import Service, find_service
+from .transport.portal import get_portal
+from .transport.session import get_session
+
+__all__ = ["Table", "attach", "calls", "services"]
+
+
+class Table(list[Any]):
+    """A list that shows itself as a table, in plain text and in HTML; no I/O happens when it is shown."""
+
+    def __init__(self, rows: Iterable[Any], columns: dict[str, Callable[[Any], str]], empty: str) -> None:
+        super().__init__(rows)
+        self._columns = columns
+        self._empty = empty
+
+    def _cells(self) -> list[list[str]]:
+        return [list(self._columns), *([make(row) for make in self._columns.values()] for row in self)]
+
+    def __repr__(self) -> str:
+        if not self:
+            return self._empty
+        cells = self._cells()
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return f"<i>{html.escape(self._empty)}</i>"
+        head, *body = self._cells()
+        ths = "".join(f"<th>{html.escape(c)}</th>" for c in head)
+        trs = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body)
+        return f"<table><thead><tr>{ths}</tr></thead><tbody>{trs}</tbody></table>"
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text("..." if cycle else repr(self))
+
+
+def _age(since: float | None, until: float | None = None) -> str:
+    if since is None:
+        return ""
+    seconds = max(0.0, (until if until is not None else time.time()) - since)
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f}{unit}"
+    return f"{seconds:.1f}s"
+
+
+def _whose(owner: Any) -> str:
+    if not owner:
+        return ""
+    return f"{owner.get('user', '?')} {owner.get('notebook') or owner.get('pid', '')}".strip()
+
+
+def services(namespace: str | None = None) -> Table:
+    """The services that are up, oldest first, as `ServiceInfo` s in a list that shows itself as a table.
+
+    Examples
+    --------
+    >>> services()    # doctest: +SKIP
+    NAME         WHERE  STATE    AGE  WHOSE            ASKS FOR
+    train-model  local  running  2m   ada first.ipynb  cpus=1
+    """
+    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+    found = sorted(get_portal().run(backend.list()), key=lambda s: s.created)
+    columns: dict[str, Callable[[ServiceInfo], str]] = {
+        "NAME": lambda s: s.name,
+        "WHERE": lambda s: s.backend + (f"/{s.namespace}" if s.namespace else ""),
+        "STATE": lambda s: s.state + (", detached" if s.detached else ""),
+        "AGE": lambda s: _age(s.created),
+        "WHOSE": lambda s: _whose(s.owner),
+        "ASKS FOR": lambda s: " ".join(f"{k}={v}" for k, v in s.resources.items() if v is not None),
+    }
+    return Table(found, columns, "no services")
+
+
+def calls(service: str | None = None) -> Table:
+    """The calls that run and those that ended lately, of all services or of one, as dicts in a table.
+
+    Each has ``id`` (for `attach`), ``f`` (function or method), ``state``, ``started`` and ``ended`` (unix time in
+    seconds), ``by`` and ``service``.
+    A service that can't be asked just now is a row of its own, with ``state`` "unreachable" and the reason in
+    ``error``.
+    """
+
+    async def ask(info: ServiceInfo) -> list[dict[str, Any]]:
+        assert info.endpoint is not None
+        try:
+            answer = await (await get_session(info.endpoint)).request("calls")
+        except (ConnectionFailedError, OSError) as e:
+            return [{"id": "", "service": info.name, "f": "", "state": "unreachable", "error": str(e), "started": None}]
+        return [{**row, "service": info.name} for row in answer["calls"]]
+
+    async def collect() -> list[dict[str, Any]]:
+        found = [s for s in await get_backend(Compute()).list() if s.endpoint is not None]
+        wanted = [s for s in found if service is None or s.name == service]
+        return [row for rows in await asyncio.gather(*map(ask, wanted)) for row in rows]
+
+    rows = sorted(get_portal().run(collect()), key=lambda r: r.get("started") or 0.0)
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "ID": lambda r: r["id"],
+        "FUNCTION": lambda r: r.get("f") or "",
+        "STATE": lambda r: r["state"],
+        "TOOK": lambda r: _age(r.get("started"), r.get("ended")),
+        "WHOSE": lambda r: _whose(r.get("by")),
+    }
+    return Table(rows, columns, "no calls")
+
+
+def attach(id: str) -> Call[Any]:
+    """The call of that id, in any kernel, also after a restart: its log from the start, its result when it ends.
+
+    Parameters
+    ----------
+    id
+        As in `calls`, or a `Call`'s ``id``: ``service/ULID``.
+
+    Raises
+    ------
+    ServiceNotFoundError
+        When its service is gone.
+    UnknownCallError
+        When the service never saw it, or when it isn't an id.
+    """
+    try:
+        name, _, _ = parse_call_id(id)
+    except ValueError as e:
+        raise UnknownCallError(f"{e}; kt.calls() lists the ids") from None
+    found: Service = get_portal().run(find_service(name))
+    return attach_call(found, id)

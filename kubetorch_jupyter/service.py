@@ -1,0 +1,474 @@
+"""From a packed callable and a `Compute` to a live service: deploy, find, redeploy, tear down.
+
+A `Service` is what a handle holds and what users manage through ``handle.service``. It is the `Target` of calls: it
+gives the
+session to the pod, and brings the pod back where that can be done. Everything here runs on the portal; blocking and
+awaiting faces are made in `callables` and at the end of this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import hashlib
+import json
+import os
+import re
+import socket
+import sys
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from . import shipping
+from .backends import get_backend
+from .backends.base import Backend, Event, ServiceSpec
+from .compute import Compute
+from .config import config
+from .errors import (
+    ConfigError,
+    NotDeployedError,
+    PodLostError,
+    ServiceNotFoundError,
+    StartupError,
+)
+from .interface import Interface
+from .streams import Output, open_output
+from .transport.endpoint import Endpoint
+from .transport.portal import get_portal
+from .transport.session import Session, get_session
+
+__all__ = ["Announcer", "Service", "deploy", "find_service", "service_name"]
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+#: What differs from kernel to kernel, or with every cell, and says nothing about the user's code.
+_VOLATILE = re.compile(
+    r"(JPY_|KT_|PYTEST_|IPY|XDG_|DBUS_|SSH_|VSCODE_|PYDEVD_|TERM|COLUMNS$|LINES$|PWD$|OLDPWD$|SHLVL$|_$|PS1$|PAGER$|GIT_PAGER$"
+    r"|CLICOLOR|FORCE_COLOR$|MPLBACKEND$|LS_COLORS$|PROMPT_COMMAND$|HISTFILE|WINDOWID$|DISPLAY$)"
+)
+
+
+def service_name(name: str) -> str:
+    """A valid service name made of a Python name: lower case, other characters become ``-``.
+
+    Raises
+    ------
+    ConfigError
+        When nothing is left of it, or more than the 63 characters of an RFC 1123 label.
+
+    Examples
+    --------
+    >>> service_name("train_Model")
+    'train-model'
+    """
+    out = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if len(out) > 63:
+        raise ConfigError(f"the service name {out!r} has {len(out)} characters; 63 are allowed: give a shorter name=")
+    if not _NAME.fullmatch(out):
+        raise ConfigError(f"no service name can be made of {name!r}: give a name= of letters, digits and '-'")
+    return out
+
+
+class Announcer:
+    """Writes our own lines to the cell that deploys, whatever thread they come from."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._context = contextvars.copy_context()
+        self._quiet = quiet
+
+    def __call__(self, text: str) -> None:
+        """Write one line."""
+        if not self._quiet:
+            self._context.copy().run(self._write, text)
+
+    @staticmethod
+    def _write(text: str) -> None:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+
+@dataclass
+class Code:
+    """What a service was deployed from, so that it can be deployed again."""
+
+    bundle: shipping.Bundle
+    compute: Compute
+    cwd: str
+    sys_path: list[str]
+    env: dict[str, str]
+
+    @property
+    def env_vars(self) -> dict[str, str]:
+        """What the user asked for, without what the client's own environment has."""
+        image = self.compute.image
+        return {**(image.env() if image is not None else {}), **self.compute.env()}
+
+    def fingerprints(self) -> tuple[str, str]:
+        """``(version, worker)``: of everything that was sent, and of what only a new worker process can take on."""
+        lasting = {k: v for k, v in self.env.items() if not _VOLATILE.match(k)}
+        place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), sys.version_info[:3], sys.executable])
+        worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
+        version = hashlib.blake2b(f"{self.bundle.version}\n{worker}".encode(), digest_size=16).hexdigest()
+        return version, worker
+
+
+def describe_owner() -> dict[str, Any]:
+    """Who this client is, for people and for other clients."""
+    return {
+        "user": config.username,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "notebook": os.environ.get("JPY_SESSION_NAME") or (os.path.basename(sys.argv[0]) if sys.argv else ""),
+    }
+
+
+def _process_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot: with the pid it names one process for ever (Linux, proc(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            return int(f.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return None
+
+
+@dataclass(eq=False)
+class Service:
+    """A live service: what ``handle.service`` is, whatever methods the user's class has.
+
+    Examples
+    --------
+    >>> handle.service.calls()      # doctest: +SKIP
+    >>> handle.service.restart()    # doctest: +SKIP
+    """
+
+    name: str
+    backend: Backend
+    namespace: str | None = None
+    endpoint: Endpoint | None = None
+    code: Code | None = field(default=None, repr=False)
+    interface: Interface | None = field(default=None, repr=False)
+    kind: str = "fn"
+    torn_down: bool = False
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
+    _session: Session | None = field(default=None, repr=False)
+
+    # -- what calls need ---------------------------------------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """What people call it: the function's or class's own name."""
+        return self.interface.label if self.interface is not None else self.name
+
+    @property
+    def live(self) -> Session | None:
+        """The open session, for calls that need not wait for one; else None."""
+        session = self._session
+        return session if session is not None and session.usable and not self.torn_down else None
+
+    async def session(self) -> Session:
+        """The open session to a pod of this service; runs on the portal.
+
+        A pod that ended (its TTL, a crash) is deployed again when this handle has the code.
+        """
+        if self.torn_down:
+            raise NotDeployedError(f'service "{self.name}" was torn down; deploy it again with .to(...)')
+        endpoint = self.endpoint
+        if endpoint is not None and endpoint.gone is not None and (reason := endpoint.gone()) is not None:
+            return await self._deploy_again(endpoint, reason)
+        if endpoint is None:
+            info = await self.backend.find(self.name)
+            if info is None or info.endpoint is None:
+                raise ServiceNotFoundError(
+                    f'there is no service "{self.name}" {self._where()}; kt.services() lists those that there are'
+                )
+            endpoint = self.endpoint = info.endpoint
+        return await self._connect(endpoint)
+
+    async def _connect(self, endpoint: Endpoint) -> Session:
+        self._session = await get_session(endpoint)
+        return self._session
+
+    async def _deploy_again(self, lost: Endpoint, reason: str) -> Session:
+        async with self._lock:
+            if self.endpoint is lost:
+                if self.code is None:
+                    self.endpoint = None
+                    raise PodLostError(
+                        f'service "{self.name}" has ended ({reason}), and this handle has no code to deploy it again; '
+                        "deploy it with .to(...) from where its code is",
+                    )
+                announce = Announcer()
+                announce(f'kubetorch: service "{self.name}" has ended ({reason}); deploying it again')
+                await _bring_up(self, self.code, announce, None)
+            assert self.endpoint is not None
+            return await self._connect(self.endpoint)
+
+    def _where(self) -> str:
+        return f"in namespace {self.namespace}" if self.namespace else "on this machine"
+
+    # -- management, for people --------------------------------------------------------------------------------------
+
+    def calls(self) -> list[dict[str, Any]]:
+        """The calls that run and the last ones that ended, as dicts with ``id f state started ended by``."""
+        return list(_run(self._request("calls"))["calls"])
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to this service, in order (loads, deaths, restarts), as dicts with ``n time event text``."""
+        return list(_run(self._request("events"))["events"])
+
+    def logs(self) -> str:
+        """What was written outside of any call: while loading, by threads that no call started, by C code."""
+        return str(_run(self._request("service_log"))["text"])
+
+    def status(self) -> dict[str, Any]:
+        """The pod's own word on itself: ``state``, ``worker`` (pid), ``calls`` (in flight), ``code``."""
+        return _run(self._request("status"))
+
+    def restart(self) -> None:
+        """Replace the worker process; calls in flight end with ``WorkerDiedError(cause="restart")``, state is lost."""
+        _run(self._request("restart"))
+
+    def teardown(self) -> None:
+        """End the service and remove everything that belongs to it; returns when that is done.
+
+        Raises
+        ------
+        KubetorchError
+            When something of it could not be removed.
+        """
+        _run(self.teardown_async())
+
+    async def teardown_async(self) -> None:
+        """`teardown`, on the portal."""
+        self.torn_down = True
+        self.endpoint = None
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+        await self.backend.delete(self.name)
+
+    def curl(self) -> str:
+        """The shell line that calls this service: JSON in, JSON out. The token is read from its file, not shown."""
+        info = _run(self.backend.find(self.name))
+        if info is None or info.endpoint is None:
+            raise ServiceNotFoundError(f'there is no service "{self.name}" {self._where()}')
+        token = getattr(self.backend, "token_hint", lambda name: "$KT_TOKEN")(self.name)
+        names = self.interface.methods if self.interface else []
+        name = names[0] if names else (self.interface.entries[""].name if self.interface else self.name)
+        return (
+            f'curl -X POST {info.endpoint.url}/call/{name} -H "X-Kubetorch-Token: {token}"'
+            " -H 'Content-Type: application/json' -d '{\"args\": [], \"kwargs\": {}}'"
+        )
+
+    def watch(self) -> list[Event]:
+        """The backend's events of this service so far."""
+
+        async def collect() -> list[Event]:
+            return [event async for event in self.backend.watch(self.name)]
+
+        return _run(collect())
+
+    async def _request(self, op: str, **fields: Any) -> dict[str, Any]:
+        return await (await self.session()).request(op, **fields)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        rows = self.interface.rows if self.interface else None
+        label = self.interface.label if self.interface else self.name
+        return _rebuild, (self.name, self.namespace, self.kind, rows, label)
+
+
+def _rebuild(name: str, namespace: str | None, kind: str, rows: Any, label: str) -> Service:
+    """A service's handle in another process: it finds the pod at its first call."""
+    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+    interface = Interface(rows, label) if rows is not None else None
+    return Service(name, backend, namespace, interface=interface, kind=kind)
+
+
+def _run(coro: Coroutine[Any, Any, T]) -> T:
+    __tracebackhide__ = True
+    return get_portal().run(coro)
+
+
+# -- deploying ---------------------------------------------------------------------------------------------------------
+
+#: One thread packs: pickling is the user's code (``__getstate__``) and long for large values, so it belongs neither on
+#: the portal nor on the kernel's loop; several at once would only fight for the interpreter lock.
+_packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
+
+#: Deploys of one name from this process go one after the other, so that the last one typed is the one that lives.
+_deploying: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+
+def _after_fork() -> None:
+    global _packer, _deploying
+    _packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
+    _deploying = weakref.WeakValueDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def take_code(bundle: shipping.Bundle, compute: Compute, cwd: str) -> Code:
+    """The code with this moment's directory, path and environment."""
+    env = dict(os.environ)
+    code = Code(bundle, compute, compute.working_dir or cwd, [p or cwd for p in sys.path], env)
+    env.update(code.env_vars)
+    return code
+
+
+async def pack(make: Callable[[], shipping.Bundle]) -> shipping.Bundle:
+    """Run ``make`` on the packing thread, in this context."""
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_packer, context.run, make)
+
+
+async def deploy(
+    code: Code,
+    name: str,
+    announce: Announcer,
+    output: Output | None,
+    *,
+    get_if_exists: bool = False,
+) -> Service:
+    """Bring a service up with this code; runs on the portal.
+
+    Raises
+    ------
+    StartupError
+        When the code can't be loaded; its ``__cause__`` is the pod's exception with its traceback.
+    DeployError
+        When no pod can be had. Nothing is left behind then.
+    """
+    backend = get_backend(code.compute)
+    image = code.compute.image
+    problem = image.local_problem() if backend.name == "local" and image is not None else None
+    if problem:
+        raise ConfigError(problem)
+    meta = code.bundle.meta
+    service = Service(name, backend, code.compute.namespace, kind=meta["kind"], code=code)
+    service.interface = Interface(meta["interface"], meta["name"])
+    if get_if_exists and (info := await backend.find(name)) is not None and info.endpoint is not None:
+        service.endpoint = info.endpoint
+        session = await service._connect(info.endpoint)
+        await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
+        live = (await session.request("status")).get("code")
+        if live is not None:
+            if live["version"] != code.fingerprints()[0]:
+                announce(f'kubetorch: using the live service "{name}"; its code differs from the local code')
+            service.interface = Interface(live["interface"], live["name"])
+            return service
+    lock = _deploying.setdefault(name, asyncio.Lock())
+    async with lock:
+        await _bring_up(service, code, announce, output)
+    return service
+
+
+async def _bring_up(service: Service, code: Code, announce: Announcer, output: Output | None) -> None:
+    started = time.monotonic()
+    spec = ServiceSpec(service.name, code.compute, describe_owner())
+
+    def progress(phase: str, text: str) -> None:
+        if text:
+            announce(f"kubetorch: {text}")
+
+    endpoint = await service.backend.apply(spec, progress)
+    live: dict[str, Any] | None = None
+    try:
+        session = await service._connect(endpoint)
+        await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
+        live = (await session.request("status")).get("code")
+        done = await _load(service, code, session, live, announce, output)
+    except BaseException:
+        # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
+        if live is None:
+            await asyncio.shield(service.backend.delete(service.name))
+        raise
+    service.endpoint, service.torn_down = endpoint, False
+    announce(f'kubetorch: "{service.name}" {done} on {service.backend.name} pods in {time.monotonic() - started:.2f} s')
+
+
+async def _load(
+    service: Service,
+    code: Code,
+    session: Session,
+    live: dict[str, Any] | None,
+    announce: Announcer,
+    output: Output | None,
+) -> str:
+    """Load the code into the pod unless it is there; what happened, for people."""
+    version, worker = code.fingerprints()
+    if live is not None and live["version"] == version:
+        return "is unchanged, the same instance goes on"
+    by = live.get("by") if live else None
+    me = describe_owner()
+    if by and (by.get("host"), by.get("pid")) != (me["host"], me["pid"]):
+        whose = by.get("notebook") or f"process {by.get('pid')}"
+        announce(f'kubetorch: "{service.name}" replaces the code that {by.get("user")} deployed from {whose}')
+    for warning in code.bundle.warnings:
+        announce(f"kubetorch: {warning}")
+    compute = code.compute
+    meta = {
+        **code.bundle.meta,
+        "version": version,
+        "worker": worker,
+        "by": me,
+        "env": code.env,
+        "cwd": code.cwd,
+        "sys_path": code.sys_path,
+        "threads": compute.concurrency,
+        "concurrency": compute.concurrency,
+        "memory_limit": compute.memory_limit_bytes,
+        "ttl": compute.ttl_seconds,
+    }
+    await session.load(meta, code.bundle.buffers, output)
+    size = _human(code.bundle.size)
+    return f"was redeployed (sent {size})" if live else f"is ready (sent {size})"
+
+
+def startup_error(name: str, cause: BaseException) -> StartupError:
+    """What ``.to`` raises, from ``cause``, when the user's own code failed while it was loaded."""
+    what = "".join(traceback.format_exception_only(cause)).strip()
+    return StartupError(f'service "{name}" could not be loaded in its pod: {what}', service=name)
+
+
+def _human(size: int) -> str:
+    if size < 1 << 10:
+        return f"{size} B"
+    if size < 1 << 20:
+        return f"{size / (1 << 10):.1f} KiB"
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+async def find_service(name: str, namespace: str | None = None) -> Service:
+    """The live service of that name; runs on the portal.
+
+    Raises
+    ------
+    ServiceNotFoundError
+        When there is none.
+    """
+    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+    info = await backend.find(name)
+    if info is None or info.endpoint is None:
+        where = f"in namespace {namespace}" if namespace else "on this machine"
+        known = ", ".join(sorted(s.name for s in await backend.list())) or "none"
+        raise ServiceNotFoundError(f'there is no service "{name}" {where}; live ones: {known}')
+    service = Service(name, backend, namespace, info.endpoint)
+    code = (await service._request("status")).get("code")
+    if code is None:
+        raise ServiceNotFoundError(f'service "{name}" is being deployed and has no code yet; try again in a moment')
+    service.kind = code["kind"]
+    service.interface = Interface(code["interface"], code["name"])
+    return service
+
+
+def open_deploy_output(stream_logs: bool, name: str) -> Output | None:
+    """Where the load's own output goes: the deploying cell."""
+    return open_output(name) if stream_logs else None
