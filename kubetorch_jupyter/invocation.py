@@ -5,7 +5,7 @@ Functions and methods of classes share all of this; what differs is where their 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -109,7 +109,7 @@ class RemoteCallable:
 
         Returns
         -------
-        Mapping
+        Iterator
             To be used with ``for`` or ``async for``; one that is abandoned cancels what is in flight.
 
         Examples
