@@ -113,6 +113,7 @@ def _walk(exc: BaseException) -> list[BaseException]:
 
 def _builtin_base(cls: type[BaseException]) -> type[BaseException]:
     """The nearest base that every Python has."""
+    base: type
     for base in cls.__mro__:
         if issubclass(base, BaseException) and getattr(builtins, base.__name__, None) is base:
             return base
