@@ -51,7 +51,9 @@ def make(version: str) -> None:
         ],
     )
     for command in commands:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         if done.returncode:
             raise SystemExit(f"the environment for ipykernel {version} could not be made:\n{done.stdout}")
     (path / "ready").write_text(stamp())

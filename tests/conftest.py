@@ -1,0 +1,158 @@
+"""What all tests share: a runtime directory of their own, kernels, and the list of what was left out.
+
+``KT_RUNTIME_DIR`` is set before the package is imported, so that no test sees (or leaves) a service of the person who runs the tests.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.kernel.harness import Kernel, leftover_files, wait_until_gone
+
+ROOT = Path(__file__).resolve().parent.parent
+RUNTIME_DIR = Path(tempfile.mkdtemp(prefix="kt-tests-"))
+
+# A person's settings must not decide what the tests see.
+for _name in [n for n in os.environ if n.startswith("KT_")]:
+    del os.environ[_name]
+os.environ["KT_RUNTIME_DIR"] = str(RUNTIME_DIR)
+
+
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+kernel_envs = _script("kernel_envs")
+KERNELS: tuple[str, ...] = kernel_envs.VERSIONS
+NEWEST = KERNELS[-1]
+
+# -- the session -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left() -> Iterator[None]:
+    """After the last test no process of a pod runs and no file of one is left."""
+    yield
+    _shut_down()
+    left = wait_until_gone(RUNTIME_DIR, 5)
+    lines = [f"{p.pid} {' '.join(p.cmdline())[:200]}" for p in left if p.is_running()]
+    for process in left:
+        process.kill()
+    files = leftover_files(RUNTIME_DIR)
+    shutil.rmtree(RUNTIME_DIR, ignore_errors=True)
+    assert not lines, "the tests left processes:\n" + "\n".join(lines)
+    assert not files, f"the tests left files: {files}"
+
+
+def _shut_down() -> None:
+    """End this process's pods as its exit would."""
+    backend = sys.modules.get("kubetorch_jupyter.backends.local")
+    if backend is not None:
+        backend.shutdown()
+
+
+# -- kernels -----------------------------------------------------------------------------------------------------------
+
+
+def kernel_python(version: str) -> Path:
+    """The interpreter of an ipykernel version's environment; skips the test where there is none, except in CI."""
+    if not kernel_envs.is_ready(version):
+        reason = f"no environment for ipykernel {version}: run `make setup`"
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    path: Path = kernel_envs.environment(version)
+    return path / "bin" / "python"
+
+
+KernelFactory = Callable[..., Kernel]
+
+
+def _factory(version: str, tmp_path: Path) -> Iterator[KernelFactory]:
+    python = kernel_python(version)
+    kernels: list[Kernel] = []
+
+    def make(*, start: bool = True, cwd: Path = tmp_path, env: dict[str, str] | None = None) -> Kernel:
+        kernel = Kernel(python, cwd, env)
+        kernels.append(kernel)
+        return kernel.start() if start else kernel
+
+    make.python = python  # type: ignore[attr-defined]
+    yield make
+    try:
+        for kernel in kernels:
+            kernel.stop()
+        for kernel in kernels:
+            kernel.assert_nothing_left()
+    finally:
+        for kernel in kernels:
+            kernel.close()
+
+
+@pytest.fixture(params=KERNELS)
+def make_kernel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KernelFactory]:
+    """Make kernels (``make_kernel(start=True, cwd=..., env=...)``), in turn of each ipykernel version; ended and checked for leftovers."""
+    yield from _factory(request.param, tmp_path)
+
+
+@pytest.fixture
+def kernel(make_kernel: KernelFactory) -> Kernel:
+    """A started kernel, in turn of each ipykernel version."""
+    return make_kernel()
+
+
+@pytest.fixture
+def make_newest_kernel(tmp_path: Path) -> Iterator[KernelFactory]:
+    """As `make_kernel`, only of the newest ipykernel."""
+    yield from _factory(NEWEST, tmp_path)
+
+
+@pytest.fixture
+def newest_kernel(make_newest_kernel: KernelFactory) -> Kernel:
+    """A started kernel of the newest ipykernel."""
+    return make_newest_kernel()
+
+
+# -- the list of what was left out -------------------------------------------------------------------------------------
+
+_deselected: dict[str, int] = {}
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("soak"):
+            _deselected["soak"] = _deselected.get("soak", 0) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    fixtures = {"kernel", "make_kernel", "newest_kernel", "make_newest_kernel"}
+    for item in items:
+        if fixtures & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.kernel)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    left_out: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        left_out[reason.removeprefix("Skipped: ")] = left_out.get(reason.removeprefix("Skipped: "), 0) + 1
+    if count := _deselected.get("soak"):
+        left_out["they take long: run `make soak`"] = count
+    if not (ROOT / "kubetorch_jupyter" / "backends" / "kubernetes").exists():
+        terminalreporter.write_line("left out: tests on a cluster: the Kubernetes backend is not part of this version")
+    for reason, count in sorted(left_out.items()):
+        terminalreporter.write_line(f"left out: {count} test{'s' if count > 1 else ''}: {reason}")
