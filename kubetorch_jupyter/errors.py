@@ -83,8 +83,8 @@ __all__ = [
 
 
 def _rebuild(cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
-    # The message is already built, and every class has its own keywords, all of which may be left out. (Not cls.__new__:
-    # which of the bases' is the safe one differs from builtin to builtin.)
+    # The message is already built, and every class has its own keywords, all of which may be left out. (Not by
+    # cls.__new__: which of the bases' is the safe one differs from builtin to builtin.)
     error = cls()
     error.args = args
     error.__dict__.update(state)
