@@ -5,22 +5,13 @@ from __future__ import annotations
 import pickle
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import cloudpickle
 
 __all__ = ["describe", "type_name"]
 
 #: Looking for the culprit pickles parts of the value again and again; an error message is worth this many seconds.
 _SECONDS = 2.0
-
-
-class _Sink:
-    """A file that forgets."""
-
-    def write(self, data: Any) -> int:
-        return len(data)
 
 
 def type_name(value: object) -> str:
@@ -37,16 +28,11 @@ def type_name(value: object) -> str:
     return name if module in ("builtins", "__main__") else f"{module}.{name}"
 
 
-def failure(value: object) -> Exception | None:
-    """Why a value can't be pickled, or None when it can be."""
-    try:
-        cloudpickle.CloudPickler(_Sink(), protocol=5, buffer_callback=lambda _: False).dump(value)
-    except Exception as e:  # whatever a user's __reduce__ raises is the answer
-        return e
-    return None
+#: Says why a value can't be pickled; None when it can be.
+Failure = Callable[[object], "Exception | None"]
 
 
-def describe(value: Any, error: Exception, root: str | None = None) -> tuple[str, str, str]:
+def describe(value: Any, error: Exception, failure: Failure, root: str | None = None) -> tuple[str, str, str]:
     """Where in a value the part is that can't be pickled.
 
     Parameters
@@ -55,6 +41,8 @@ def describe(value: Any, error: Exception, root: str | None = None) -> tuple[str
         The value; ``(args, kwargs)`` of a call is recognised.
     error
         What pickling it raised.
+    failure
+        `serialization.failure`.
     root
         What the path begins with.
 
@@ -65,22 +53,21 @@ def describe(value: Any, error: Exception, root: str | None = None) -> tuple[str
 
     Examples
     --------
-    >>> import threading
-    >>> lock = {"a": [1, threading.Lock()]}
-    >>> describe(lock, ValueError())[:2]
+    >>> from pod_server.serialization import failure
+    >>> describe({"a": [1, __import__("threading").Lock()]}, ValueError(), failure)[:2]
     ("value['a'][1]", '_thread.lock')
     """
     end = time.monotonic() + _SECONDS
     path = "value" if root is None else root
     reason = error
     if root is None and _is_call(value):
-        found = _pick({"args": value[0], "kwargs": value[1]}.items(), end)
+        found = _pick({"args": value[0], "kwargs": value[1]}.items(), failure, end)
         if found is not None:
             path, value, reason = found
     seen: set[int] = set()
     while id(value) not in seen and time.monotonic() < end:
         seen.add(id(value))
-        found = _pick(_children(value), end)
+        found = _pick(_children(value), failure, end)
         if found is None:
             break
         label, value, reason = found
@@ -98,7 +85,7 @@ def _is_call(value: Any) -> bool:
     )
 
 
-def _pick(children: Any, end: float) -> tuple[str, Any, Exception] | None:
+def _pick(children: Any, failure: Failure, end: float) -> tuple[str, Any, Exception] | None:
     for label, child in children:
         if time.monotonic() > end:
             return None

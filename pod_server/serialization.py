@@ -11,21 +11,34 @@ deploy goes through, makes such classes anew.
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import pickle
 import re
 import sys
 import threading
+import weakref
+from collections import ChainMap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cp
 
 from ._unpicklable import describe
 
-__all__ = ["MAX_BYTES", "DecodeError", "EncodeError", "TooLargeError", "dumps", "load_code", "loads", "nbytes"]
+__all__ = [
+    "MAX_BYTES",
+    "DecodeError",
+    "EncodeError",
+    "TooLargeError",
+    "dumps",
+    "failure",
+    "load_code",
+    "loads",
+    "nbytes",
+]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -190,6 +203,46 @@ def dumps(value: Any, *, ser: str = "pickle", snapshot: bool = False) -> list[Bu
     return buffers
 
 
+def _make_lru_cache(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_lru_cache(wrapper: Any) -> Any:
+    """An ``@lru_cache`` function of a notebook by value; by itself it goes by the name that it has in ``__main__``."""
+    if _cp._lookup_module_and_qualname(wrapper) is not None:
+        return wrapper.__reduce__()
+    return _make_lru_cache, (wrapper.__wrapped__, wrapper.cache_parameters())
+
+
+def _make_cached_property(function: Any, name: str | None) -> Any:
+    made = functools.cached_property(function)
+    made.attrname = name
+    return made
+
+
+def _reduce_cached_property(value: Any) -> Any:
+    """Python 3.11's has a lock, which can't be pickled."""
+    return _make_cached_property, (value.func, value.attrname)
+
+
+def _reduce_weak_dict(value: Any) -> Any:
+    return type(value), (dict(value),)
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, and a few things that people have in cells and that it can't pickle."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {
+            functools._lru_cache_wrapper: _reduce_lru_cache,
+            functools.cached_property: _reduce_cached_property,
+            weakref.WeakKeyDictionary: _reduce_weak_dict,
+            weakref.WeakValueDictionary: _reduce_weak_dict,
+        },
+        cloudpickle.Pickler.dispatch_table,
+    )
+
+
 def _dump_any(value: Any, snapshot: bool) -> list[Buffer]:
     out: list[Buffer] = []
 
@@ -203,14 +256,31 @@ def _dump_any(value: Any, snapshot: bool) -> list[Buffer]:
         out.append(bytes(raw) if snapshot else raw)
         return False
 
+    file = io.BytesIO()
     try:
-        data = cloudpickle.dumps(value, protocol=5, buffer_callback=keep)
+        Pickler(file, protocol=5, buffer_callback=keep).dump(value)
     except Exception as e:
         if isinstance(e, MemoryError):
             raise
-        path, type_name, reason = describe(value, e)
+        path, type_name, reason = describe(value, e, failure)
         raise EncodeError(f"can't send {path}, {_an(type_name)}: {reason}", path, type_name) from e
-    return [data, *out]
+    return [file.getvalue(), *out]
+
+
+class _Sink:
+    """A file that forgets."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def failure(value: object) -> Exception | None:
+    """Why a value can't be pickled, or None when it can be."""
+    try:
+        Pickler(_Sink(), protocol=5, buffer_callback=lambda _: False).dump(value)
+    except Exception as e:  # whatever a user's __reduce__ raises is the answer
+        return e
+    return None
 
 
 def _an(type_name: str) -> str:
