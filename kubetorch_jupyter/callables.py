@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
-from . import calls
+from .calls import Call, CallOptions
 from .errors import ConfigError
 from .invocation import RemoteCallable, with_options
 from .module import Module, Source
@@ -49,14 +49,14 @@ class Fn(Module, RemoteCallable, Generic[P, R]):
         if entry is not None and self._source.target is None:
             self.__signature__, self.__doc__ = entry.signature, entry.doc
 
-    def _mode(self) -> tuple[bool, calls.CallOptions]:
+    def _mode(self) -> tuple[bool, CallOptions]:
         return self._async, self._options
 
     def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call it and get a coroutine (an async iterator of a generator function); every keyword is the function's."""
         return cast("Coroutine[Any, Any, R]", self._aio(args, kwargs))
 
-    def spawn(self, *args: P.args, **kwargs: P.kwargs) -> calls.Call[R]:
+    def spawn(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Start a call and get its `Call` at once; every keyword is the function's."""
         return self._spawn(args, kwargs)
 
@@ -91,7 +91,7 @@ class Fn(Module, RemoteCallable, Generic[P, R]):
 class RemoteMethod(RemoteCallable):
     """One method of a deployed class; what ``handle.method`` gives."""
 
-    def __init__(self, owner: Cls, key: str, options: calls.CallOptions | None = None) -> None:
+    def __init__(self, owner: Cls, key: str, options: CallOptions | None = None) -> None:
         self._owner = owner
         self._key = key
         self._own_options = options
@@ -104,7 +104,7 @@ class RemoteMethod(RemoteCallable):
     def _deployed(self) -> Service:
         return object.__getattribute__(self._owner, "_deployed")()  # type: ignore[no-any-return]
 
-    def _mode(self) -> tuple[bool, calls.CallOptions]:
+    def _mode(self) -> tuple[bool, CallOptions]:
         state = object.__getattribute__(self._owner, "__dict__")
         return state["_async"], self._own_options or state["_options"]
 
@@ -112,7 +112,7 @@ class RemoteMethod(RemoteCallable):
         """Call it and get a coroutine (an async iterator of a generator method); every keyword is the method's."""
         return self._aio(args, kwargs)
 
-    def spawn(self, *args: Any, **kwargs: Any) -> calls.Call[Any]:
+    def spawn(self, *args: Any, **kwargs: Any) -> Call[Any]:
         """Start a call and get its `Call` at once; every keyword is the method's."""
         return self._spawn(args, kwargs)
 

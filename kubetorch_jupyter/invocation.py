@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from . import calls
+from .calls import Call, CallOptions, invoke, invoke_async, iterate, iterate_async, map_calls, spawn
 from .errors import ConfigError
 from .interface import Entry
 from .service import Service
@@ -37,7 +37,7 @@ class RemoteCallable:
     def _deployed(self) -> Service:
         raise NotImplementedError
 
-    def _mode(self) -> tuple[bool, calls.CallOptions]:
+    def _mode(self) -> tuple[bool, CallOptions]:
         raise NotImplementedError
 
     def _entry(self) -> Entry:
@@ -58,14 +58,14 @@ class RemoteCallable:
             entry.check(*args, **kwargs)
         method = self._key or None
         if entry.generator:
-            iterate = calls.iterate_async if async_ else calls.iterate
-            return iterate(service, method, args, kwargs, options)
-        invoke = calls.invoke_async if async_ else calls.invoke
-        return invoke(service, method, args, kwargs, options)
+            begin = iterate_async if async_ else iterate
+            return begin(service, method, args, kwargs, options)
+        send = invoke_async if async_ else invoke
+        return send(service, method, args, kwargs, options)
 
     def _take_keywords(
-        self, entry: Entry, kwargs: dict[str, Any], async_: bool, options: calls.CallOptions
-    ) -> tuple[bool, calls.CallOptions]:
+        self, entry: Entry, kwargs: dict[str, Any], async_: bool, options: CallOptions
+    ) -> tuple[bool, CallOptions]:
         taken = {k: kwargs.pop(k) for k in KEYWORDS & kwargs.keys() if k not in entry.parameters}
         if "async_" in taken:
             async_ = bool(taken["async_"])
@@ -84,12 +84,12 @@ class RemoteCallable:
 
     def _aio(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         service, method = self._checked(args, kwargs)
-        invoke = calls.iterate_async if self._entry().generator else calls.invoke_async
-        return invoke(service, method, args, kwargs, self._mode()[1])
+        send = iterate_async if self._entry().generator else invoke_async
+        return send(service, method, args, kwargs, self._mode()[1])
 
-    def _spawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> calls.Call[Any]:
+    def _spawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
         service, method = self._checked(args, kwargs)
-        return calls.spawn(service, method, args, kwargs, self._mode()[1])
+        return spawn(service, method, args, kwargs, self._mode()[1])
 
     def map(
         self, items: Iterable[Any], *, concurrency: int = 64, ordered: bool = True, return_exceptions: bool = False
@@ -133,7 +133,7 @@ class RemoteCallable:
         return_exceptions: bool = False,
     ) -> Iterator[Any]:
         """`map` with several arguments: each item is the sequence of a call's positional arguments."""
-        return calls.map_calls(
+        return map_calls(
             self._deployed(),
             self._key or None,
             (tuple(item) for item in items),
@@ -144,7 +144,7 @@ class RemoteCallable:
         )
 
 
-def with_options(options: calls.CallOptions, **changes: Any) -> calls.CallOptions:
+def with_options(options: CallOptions, **changes: Any) -> CallOptions:
     """``options`` with those of ``changes`` that are not None, checked."""
     given = {k: v for k, v in changes.items() if v is not None}
     if "serialization" in given:

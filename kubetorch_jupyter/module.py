@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from . import calls, shipping
+from . import shipping
+from .calls import CallOptions, decode_error
 from .compute import Compute
 from .config import config
 from .errors import ConfigError, NotDeployedError
@@ -55,7 +56,7 @@ class Module:
         self._compute: Compute | None = None
         self._init_args: Any = None
         self._async = False
-        self._options = calls.CallOptions(stream_logs=bool(config.stream_logs))
+        self._options = CallOptions(stream_logs=bool(config.stream_logs))
         self._stream_logs: bool | None = None
 
     # -- state -------------------------------------------------------------------------------------------------------
@@ -184,7 +185,7 @@ class Module:
             try:
                 get_portal().run(up(bundle))
             except RemoteFailure as e:
-                cause = calls.decode_error(e.meta, e.buffers)
+                cause = decode_error(e.meta, e.buffers)
                 raise startup_error(service_name(self._source.name), cause) from cause
         return self
 
@@ -209,7 +210,7 @@ class Module:
         try:
             await get_portal().wrap(run())
         except RemoteFailure as e:
-            cause = calls.decode_error(e.meta, e.buffers)
+            cause = decode_error(e.meta, e.buffers)
             raise startup_error(service_name(self._source.name), cause) from cause
         return self
 
