@@ -1,6 +1,7 @@
 """What a service needs to run: CPUs, memory, GPUs, an image, and how long it may take and live.
 
-A `Compute` is a description. It does no I/O and no deploy changes it, so that any number of services can be made from one.
+A `Compute` is a description. It does no I/O and no deploy changes it, so that any number of services can be made from
+one.
 """
 
 from __future__ import annotations
@@ -231,7 +232,7 @@ class Compute:
     def ttl_seconds(self) -> float | None:
         """Seconds that the service lives without a call.
 
-        What `inactivity_ttl` says; ``kt.config``'s for a detached service that says nothing. None: it isn't ended that way.
+        What `inactivity_ttl` says; ``kt.config``'s for a detached service that says nothing. None: it isn't ended so.
         """
         ttl = self.inactivity_ttl
         if ttl is None and self.detach:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec
 
 from .errors import ConfigError
-from .values import FrozenMapping, check_env, describe
+from .values import EMPTY, FrozenMapping, check_env, describe
 
 __all__ = ["Image", "Step"]
 
@@ -45,7 +45,7 @@ class Step:
     kind: str
     text: str = ""
     dest: str | None = None
-    env: FrozenMapping = FrozenMapping()
+    env: FrozenMapping = EMPTY
     contents: bool = False
     force: bool = False
 
@@ -170,7 +170,7 @@ class Image:
         return self._with(*(Step("pip", item.strip(), force=force) for item in items))
 
     def set_env_vars(self, env_vars: Mapping[str, object]) -> Image:
-        """Set environment variables; ``$NAME`` and ``${NAME}`` in a value stand for an earlier one, ``\\$`` for a dollar."""
+        r"""Set environment variables; ``$NAME`` and ``${NAME}`` stand for earlier ones, ``\$`` for a dollar."""
         return self._with(Step("env", env=check_env(env_vars, "set_env_vars")))
 
     def sync_package(self, package: str, force: bool = False) -> Image:

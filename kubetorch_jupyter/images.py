@@ -48,7 +48,8 @@ def debian() -> Image:
 def ubuntu() -> Image:
     """Ubuntu; Python is installed by a step."""
     return Image("ubuntu", "ubuntu:24.04").run_bash(
-        "command -v python3 >/dev/null || (apt-get update -q && apt-get install -qy --no-install-recommends python3 python3-pip)"
+        "command -v python3 >/dev/null || "
+        "(apt-get update -q && apt-get install -qy --no-install-recommends python3 python3-pip)"
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError
-from .values import FrozenMapping, check_name, describe
+from .values import EMPTY, FrozenMapping, check_name, describe
 
 __all__ = ["PROVIDERS", "Provider", "Secret", "secret"]
 
@@ -33,8 +33,8 @@ class Provider:
 
     path: str | None = None
     filenames: tuple[str, ...] = ()
-    env_vars: FrozenMapping = FrozenMapping()
-    file_env: FrozenMapping = FrozenMapping()
+    env_vars: FrozenMapping = EMPTY
+    file_env: FrozenMapping = EMPTY
 
 
 def _key(variable: str) -> Provider:
@@ -72,7 +72,7 @@ PROVIDERS: Mapping[str, Provider] = {
 
 @dataclass(frozen=True, repr=False)
 class Secret:
-    """A secret, described by exactly one of `values`, `path`, `env_vars`, `provider`, or by its `name` alone if the cluster has it.
+    """A secret: one of `values`, `path`, `env_vars` and `provider`, or its `name` alone if the cluster has it.
 
     Parameters
     ----------
@@ -146,7 +146,7 @@ class Secret:
         """Key → environment variable here that has the value."""
         if self.env_vars is not None:
             return self.env_vars
-        return PROVIDERS[self.provider].env_vars if self.provider is not None else FrozenMapping()
+        return PROVIDERS[self.provider].env_vars if self.provider is not None else EMPTY
 
     @classmethod
     def builtin_providers(cls, as_str: bool = True) -> list[str]:
