@@ -1,0 +1,75 @@
+"""Every example of the document as a script and as cells of a real kernel."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, KernelFactory
+from tests.docs.examples import DOCUMENT, EXAMPLES, Example, dataset_server
+from tests.kernel.harness import leftover_files, run_notebook, wait_until_gone
+
+SHARED = ROOT.parent / "shared" / "spec" / "async.md"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with dataset_server() as address:
+        yield address
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the document itself is not beside this checkout")
+def test_our_copy_is_the_document() -> None:
+    assert DOCUMENT.read_bytes() == SHARED.read_bytes()
+
+
+@pytest.mark.short
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)
+def test_script(example: Example, url: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(example.preamble(url) + example.source(url) + example.after)
+    # A path of its own for each script, so that what it leaves is found; short, for the sockets in it.
+    runtime_dir = Path(os.environ["KT_RUNTIME_DIR"]) / f"s{EXAMPLES.index(example)}"
+    runtime_dir.mkdir(mode=0o700)
+    done = subprocess.run(
+        [sys.executable, "-m", "kubetorch_jupyter", str(script)],
+        env={**os.environ, "KT_RUNTIME_DIR": str(runtime_dir), "KT_LOCAL_GPUS": "1"},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stdout
+    if example.name == "blocking_calls":
+        # The document's bad practice is noticed, and its line named.
+        assert "time.sleep(5)" in done.stdout or "bad_example" in done.stdout, done.stdout
+    left = wait_until_gone(runtime_dir, 3)
+    assert not left, [p.cmdline() for p in left]
+    assert leftover_files(runtime_dir) == []
+    runtime_dir.rmdir()
+
+
+def test_cells(make_kernel: KernelFactory, url: str) -> None:
+    """All examples one after another in one kernel, as a reader would run them."""
+    kernel = make_kernel(env={"KT_LOCAL_GPUS": "1"})
+    kernel.run("%load_ext kubetorch_jupyter")
+    for example in EXAMPLES:
+        for code in (example.preamble(url), example.source(url), example.after):
+            cell = kernel.begin(code).wait(100)
+            assert cell.error is None, f"example {example.name}\n{cell}"
+
+
+def test_headless(make_newest_kernel: KernelFactory, url: str) -> None:
+    """The complete example by nbclient."""
+    kernel = make_newest_kernel(start=False)
+    example = EXAMPLES[-1]
+    cells = ["%load_ext kubetorch_jupyter", example.preamble(url), example.source(url), example.after + "result"]
+    notebook = run_notebook(cells, make_newest_kernel.python, kernel)  # type: ignore[attr-defined]
+    assert "0.123" in notebook.cells[-1].outputs[-1]["data"]["text/plain"]
