@@ -21,7 +21,7 @@ _PACKAGE = __name__.rpartition(".")[0]
 
 
 class _Alias(MetaPathFinder, Loader):
-    """Finds ``kubetorch`` and its submodules: the modules of this package themselves, for a copy's classes would differ."""
+    """Finds ``kubetorch`` and its submodules: this package's modules themselves, as a copy's classes differ."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

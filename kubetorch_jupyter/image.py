@@ -179,9 +179,7 @@ class Image:
 
     def run_bash(self, command: str, force: bool = False) -> Image:
         """Run a shell command; one that ends with ``&`` goes on in the background."""
-        if not isinstance(command, str) or not command.strip():
-            raise ConfigError(f"run_bash({describe(command)}) is not accepted: use a shell command")
-        return self._with(Step("bash", command.strip(), force=force))
+        return self._with(Step("bash", _command(command), force=force))
 
     def copy(self, source: str, dest: str | None = None, contents: bool = False, force: bool = False) -> Image:
         """Bring a file or folder of this machine.
@@ -261,6 +259,12 @@ class Image:
 
 def _secret_like(name: str) -> bool:
     return re.search(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", name, re.IGNORECASE) is not None
+
+
+def _command(value: object) -> str:
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    raise ConfigError(f"run_bash({describe(value)}) is not accepted: use a shell command")
 
 
 def _path(value: Any, method: str) -> str:

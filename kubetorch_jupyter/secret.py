@@ -5,6 +5,7 @@ The values are looked up when a service is deployed, and never show in a repr or
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,8 +125,8 @@ class Secret:
             object.__setattr__(self, "values", _strings(self.values, f'Secret "{self.name}": values'))
         if self.env_vars is not None:
             object.__setattr__(self, "env_vars", _variables(self.env_vars, f'Secret "{self.name}": env_vars'))
-        if self.path is not None and not (isinstance(self.path, str) and self.path.strip()):
-            raise ConfigError(f'Secret "{self.name}": path={describe(self.path)} is not a path')
+        if self.path is not None:
+            object.__setattr__(self, "path", _path(self.path, f'Secret "{self.name}": path'))
         if self.namespace is not None:
             check_name(self.namespace, f'Secret "{self.name}": namespace')
 
@@ -198,6 +199,13 @@ class Secret:
 
 def _kubernetes(name: object) -> object:
     return name.replace("_", "-").lower() if isinstance(name, str) else name
+
+
+def _path(value: object, what: str) -> str:
+    text = os.fspath(value) if isinstance(value, (str, os.PathLike)) else ""
+    if isinstance(text, str) and text.strip():
+        return text
+    raise ConfigError(f"{what}={describe(value)} is not a path")
 
 
 def _strings(values: object, what: str) -> FrozenMapping:

@@ -50,12 +50,10 @@ class Volume:
             object.__setattr__(self, "size", format_bytes(parse_bytes(self.size, "Volume: size")))
         if self.mount_path is None:
             object.__setattr__(self, "mount_path", f"/ktfs/{self.name}")
-        elif not isinstance(self.mount_path, str) or not self.mount_path.startswith("/") or ":" in self.mount_path:
+        elif not str(self.mount_path).startswith("/") or ":" in self.mount_path:
             raise ConfigError(f'Volume: mount_path={describe(self.mount_path)} must be an absolute path without ":"')
         if self.storage_class is not None:
             check_name(self.storage_class, "Volume: storage_class", dots=True)
-        if self.access_mode is None:
-            object.__setattr__(self, "access_mode", "ReadWriteOnce")
         if self.access_mode not in _ACCESS_MODES:
             raise ConfigError(f"Volume: access_mode={describe(self.access_mode)} is none of {', '.join(_ACCESS_MODES)}")
         if self.namespace is not None:

@@ -1,8 +1,8 @@
 """``asyncio.run`` in a cell, where a loop runs already.
 
 There the standard library's raises. Ours runs the coroutine to its end on a fresh loop, as `asyncio.run` promises, in a
-helper thread, and waits for it. The kernel's own loop is not entered a second time, so no cell and no widget message gets
-lost, and nothing else of asyncio is changed. Where no loop runs, the original does the work.
+helper thread, and waits for it. The kernel's own loop is not entered a second time, so no cell and no widget message
+gets lost, and nothing else of asyncio is changed. Where no loop runs, the original does the work.
 """
 
 from __future__ import annotations
@@ -12,13 +12,11 @@ import asyncio.runners
 import contextvars
 import functools
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any
 
 __all__ = ["install", "installed", "uninstall"]
-
-T = TypeVar("T")
 
 #: How long Stop waits for the cancelled coroutine to end before it gives the cell back, in seconds.
 _GRACE = 0.4
@@ -68,8 +66,7 @@ class _Cancellable:
                 self._task.get_loop().call_soon_threadsafe(self._task.cancel)
 
 
-@functools.wraps(asyncio.runners.run)  # so that a function that captured it pickles as asyncio's
-def _run(main: Coroutine[Any, Any, T], **options: Any) -> T:
+def _run(main: Any, **options: Any) -> Any:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -77,9 +74,12 @@ def _run(main: Coroutine[Any, Any, T], **options: Any) -> T:
     else:
         busy = True
     if not (_active and busy):
-        result: T = _original(main, **options)
-        return result
+        return _original(main, **options)
     return _run_beside(main, options)
+
+
+# By its name and signature it is asyncio's: so it shows in help, and a function that captured it can be pickled.
+_replacement: Any = functools.wraps(asyncio.runners.run)(_run)
 
 
 def _run_beside(main: Any, options: dict[str, Any]) -> Any:
@@ -107,7 +107,7 @@ def _wait(done: Future[Any]) -> None:
         done.exception(timeout=_GRACE)
     except TimeoutError:
         print(
-            "asyncio.run: stopped waiting. The coroutine is cancelled but sits in a blocking call, and ends when that does.",
+            "asyncio.run: stopped waiting. The coroutine is cancelled, but sits in a blocking call and ends after it.",
             flush=True,
         )
 
@@ -115,12 +115,12 @@ def _wait(done: Future[Any]) -> None:
 def install() -> None:
     """Let `asyncio.run` work where a loop runs; a second time changes nothing."""
     global _original, _active
-    if asyncio.run is _run:
+    if asyncio.run is _replacement:
         _active = True
         return
     # What is there now may be another's (nest_asyncio's): where no loop runs, it goes on doing the work.
     _original = asyncio.run
-    asyncio.run = asyncio.runners.run = _run
+    asyncio.run = asyncio.runners.run = _replacement
     _active = True
 
 
@@ -128,12 +128,12 @@ def uninstall() -> None:
     """Put back what `install` found; if somebody has replaced `asyncio.run` since, only step aside."""
     global _active
     _active = False
-    if asyncio.run is _run:
+    if asyncio.run is _replacement:
         asyncio.run = _original
-    if asyncio.runners.run is _run:
+    if asyncio.runners.run is _replacement:
         asyncio.runners.run = _original
 
 
 def installed() -> bool:
     """Whether `asyncio.run` is ours now."""
-    return _active and asyncio.run is _run
+    return _active and asyncio.run is _replacement
