@@ -1,0 +1,382 @@
+"""Payloads too long for a frame: HTTP beside the session, straight from and into their final memory.
+
+The standard library's `http.client` in a few threads is the fastest way measured (docs/architecture.md): no joining, no
+second copy. A transfer that breaks is taken up again until the call it belongs to has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import io
+import logging
+import mmap
+import queue
+import random
+import socket
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from ..errors import KubetorchError, RecordExpiredError
+from .endpoint import Endpoint
+from .websocket import POD_HEADER, TOKEN_HEADER, refusal
+
+if TYPE_CHECKING:
+    from pod_server.wire import Buffer
+
+__all__ = ["Bulk", "allocate"]
+
+log = logging.getLogger(__name__)
+
+#: Threads (and connections) for transfers of one session, at most.
+_THREADS = 4
+#: A thread without work ends after this many seconds.
+_IDLE = 10.0
+#: A transfer on which nothing moves for this many seconds is broken off and taken up anew.
+_STALLED = 10.0
+_CONNECT_TIMEOUT = 5.0
+#: How much is given to the socket at once, in bytes; the time limit counts for each such piece.
+_PIECE = 4 << 20
+_SOCKET_BUFFER = 4 << 20
+#: Below this an ordinary bytearray is as good, in bytes.
+_SMALL = 256 << 10
+
+
+def allocate(size: int) -> memoryview:
+    """Writable memory of ``size`` bytes whose pages have not been touched.
+
+    Page faults are most of the cost of receiving a large array, and a `bytearray`, which is filled with zeros first,
+    touches each page twice.
+
+    Examples
+    --------
+    >>> allocate(1 << 20).nbytes
+    1048576
+    """
+    if size < _SMALL:
+        return memoryview(bytearray(size))
+    numpy: Any = sys.modules.get("numpy")
+    if numpy is not None and hasattr(numpy, "empty"):
+        return memoryview(numpy.empty(size, dtype=numpy.uint8))
+    memory = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            log.debug("this kernel has no huge pages to offer", exc_info=True)
+    return memoryview(memory)
+
+
+class Transfer:
+    """One payload under way; `cancel` breaks it off from any thread."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self._connection: http.client.HTTPConnection | None = None
+
+    def using(self, connection: http.client.HTTPConnection | None) -> None:
+        """What to close when it is cancelled."""
+        self._connection = connection
+
+    def cancel(self) -> None:
+        """Break it off: the thread that waits on the socket wakes up with an error."""
+        self.cancelled = True
+        connection = self._connection
+        sock = connection.sock if connection is not None else None
+        if sock is not None:
+            try:
+                sock.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                log.debug("the transfer's connection was closed already", exc_info=True)
+
+
+class _Broken(Exception):
+    """Worth another try."""
+
+
+class Bulk:
+    """The transfers of one session; its methods run on the portal, the work in threads that come and go.
+
+    Parameters
+    ----------
+    endpoint
+        The pod.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._endpoint = endpoint
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = 0
+        self._idle = 0
+        self._free: list[http.client.HTTPConnection] = []
+        self._transfers: set[Transfer] = set()
+        self._closed = False
+
+    # -- the portal's side -------------------------------------------------------------------------------------------
+
+    async def upload(self, path: str, buffers: Sequence[Buffer]) -> None:
+        """PUT the buffers, one after another; returns when the pod has them or no longer wants them.
+
+        Raises
+        ------
+        KubetorchError
+            When the pod refuses them for good.
+        """
+        outbound = _Outbound(buffers)
+        await self._until_done(lambda transfer: self._put(transfer, path, outbound))
+
+    async def download(self, path: str, lens: Sequence[int]) -> list[memoryview]:
+        """GET buffers of these lengths into new memory.
+
+        Raises
+        ------
+        RecordExpiredError
+            When the pod has them no longer.
+        """
+        inbound = _Inbound(lens)
+        await self._until_done(lambda transfer: self._get(transfer, path, inbound))
+        return inbound.memory
+
+    async def _until_done(self, step: Callable[[Transfer], None]) -> None:
+        """Run ``step`` in a thread, again and again while it breaks; being cancelled ends it."""
+        loop = asyncio.get_running_loop()
+        transfer = Transfer()
+        self._transfers.add(transfer)
+        pause = 0.05
+        try:
+            while True:
+                future: asyncio.Future[None] = loop.create_future()
+                self._run(lambda future=future: _report(loop, future, step, transfer))  # type: ignore[misc]
+                try:
+                    await future
+                    return
+                except _Broken as e:
+                    log.debug("transfer broken (%s), trying again", e)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(2 * pause, 2.0)
+        finally:
+            # Also when we were cancelled: the thread must let go of the caller's memory.
+            transfer.cancel()
+            self._transfers.discard(transfer)
+
+    def close(self) -> None:
+        """Break everything off and let the threads end."""
+        self._closed = True
+        for transfer in list(self._transfers):
+            transfer.cancel()
+        with self._lock:
+            free, self._free = self._free, []
+            for _ in range(self._threads):
+                self._jobs.put(None)
+        for connection in free:
+            connection.close()
+
+    # -- threads -----------------------------------------------------------------------------------------------------
+
+    def _run(self, job: Callable[[], None]) -> None:
+        with self._lock:
+            self._jobs.put(job)
+            if self._idle < self._jobs.qsize() and self._threads < _THREADS:
+                self._threads += 1
+                threading.Thread(target=self._work, name="kubetorch-bulk", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._idle += 1
+            job: Callable[[], None] | None = None
+            try:
+                job = self._jobs.get(timeout=_IDLE)
+            except queue.Empty:
+                pass  # nothing to do for a while: this thread ends
+            with self._lock:
+                self._idle -= 1
+                if job is None and not self._jobs.empty() and not self._closed:
+                    continue  # one came in just now and counts on us
+                if job is None:
+                    self._threads -= 1
+                    return
+            job()
+            del job  # it holds the payload
+
+    # -- in a thread -------------------------------------------------------------------------------------------------
+
+    def _connect(self) -> http.client.HTTPConnection:
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+        parts = urlsplit(self._endpoint.url)
+        host = parts.hostname or ""
+        connection: http.client.HTTPConnection
+        if parts.scheme == "https":
+            connection = http.client.HTTPSConnection(
+                host, parts.port, timeout=_CONNECT_TIMEOUT, context=self._endpoint.tls, blocksize=_PIECE
+            )
+        else:
+            connection = http.client.HTTPConnection(host, parts.port, timeout=_CONNECT_TIMEOUT, blocksize=_PIECE)
+        connection.connect()
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+        connection.sock.settimeout(_STALLED)
+        return connection
+
+    def _release(self, connection: http.client.HTTPConnection) -> None:
+        with self._lock:
+            if not self._closed and connection.sock is not None and len(self._free) < _THREADS:
+                self._free.append(connection)
+                return
+        connection.close()
+
+    def _begin(self, connection: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str]) -> None:
+        prefix = urlsplit(self._endpoint.url).path
+        connection.putrequest(method, prefix + path, skip_accept_encoding=True)
+        for name, value in {**self._endpoint.headers, TOKEN_HEADER: self._endpoint.token, **headers}.items():
+            connection.putheader(name, value)
+        connection.endheaders()
+
+    def _exchange(
+        self, transfer: Transfer, work: Callable[[http.client.HTTPConnection], http.client.HTTPResponse]
+    ) -> None:
+        """Do ``work`` on a connection; whatever the network does becomes `_Broken`."""
+        if transfer.cancelled or self._closed:
+            return
+        connection: http.client.HTTPConnection | None = None
+        try:
+            connection = self._connect()
+            transfer.using(connection)
+            response = work(connection)
+            transfer.using(None)
+            if response.isclosed() and not response.will_close:
+                self._release(connection)
+                connection = None
+        except (OSError, http.client.HTTPException) as e:
+            if isinstance(e, KubetorchError):
+                raise  # some of ours are OSErrors, too
+            raise _Broken(f"{type(e).__name__}: {e}") from e
+        finally:
+            transfer.using(None)
+            if connection is not None:
+                connection.close()
+
+    def _put(self, transfer: Transfer, path: str, outbound: _Outbound) -> None:
+        def work(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+            headers = {"Content-Length": str(outbound.size), "Content-Type": "application/octet-stream"}
+            self._begin(connection, "PUT", path, headers)
+            sent_before = outbound.sent
+            try:
+                outbound.send(connection.sock, transfer)
+            except OSError as e:
+                # It may have answered before it had read everything; the answer says more than the broken pipe.
+                try:
+                    response = connection.getresponse()
+                except (OSError, http.client.HTTPException):
+                    raise e from None
+            else:
+                response = connection.getresponse()
+            text = response.read(2000).decode("utf-8", "replace").strip()
+            if response.status == 409:
+                if sent_before:
+                    return response  # it has had all of it already, only the answer got lost
+                raise _Broken("the pod isn't waiting for it; the call's frame may still be on its way")
+            self._check(response, text, (200, 204))
+            return response
+
+        self._exchange(transfer, work)
+
+    def _get(self, transfer: Transfer, path: str, inbound: _Inbound) -> None:
+        def work(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
+            self._begin(connection, "GET", path, {"Range": f"bytes={inbound.done}-"} if inbound.done else {})
+            response = connection.getresponse()
+            if response.status not in (200, 206):
+                text = response.read(2000).decode("utf-8", "replace").strip()
+                if response.status in (404, 410):
+                    raise RecordExpiredError(service=self._endpoint.service)
+                self._check(response, text, ())
+            if response.status == 200:
+                inbound.done = 0  # it doesn't know Range: from the start
+            inbound.fill(response, transfer)
+            if not response.isclosed():
+                response.read(1)  # http.client takes it for closed only when it has seen the end
+            return response
+
+        self._exchange(transfer, work)
+
+    def _check(self, response: http.client.HTTPResponse, text: str, good: tuple[int, ...]) -> None:
+        status = response.status
+        if status in good:
+            return
+        ours = response.getheader(POD_HEADER) is not None
+        if status in (408, 425, 429, 500, 502, 503, 504) and not (ours and status == 500):
+            raise _Broken(f"status {status}")
+        raise refusal(self._endpoint, status, ours, text)
+
+
+class _Outbound:
+    """What is to be uploaded."""
+
+    def __init__(self, buffers: Sequence[Buffer]) -> None:
+        views = [memoryview(buffer) for buffer in buffers]
+        self._views = [view.cast("B") for view in views if view.nbytes]
+        self.size = sum(view.nbytes for view in self._views)
+        #: Whether all of it has been given to a socket once.
+        self.sent = False
+
+    def send(self, sock: socket.socket, transfer: Transfer) -> None:
+        for view in self._views:
+            for at in range(0, view.nbytes, _PIECE):
+                if transfer.cancelled:
+                    raise _Broken("cancelled")
+                sock.sendall(view[at : at + _PIECE])
+        self.sent = True
+
+
+class _Inbound:
+    """What is being downloaded, and how much of it is there."""
+
+    def __init__(self, lens: Sequence[int]) -> None:
+        self.memory = [allocate(n) for n in lens]
+        self.done = 0
+
+    def fill(self, response: io.BufferedIOBase, transfer: Transfer) -> None:
+        start = 0
+        for view in self.memory:
+            end = start + view.nbytes
+            while self.done < end:
+                if transfer.cancelled:
+                    raise _Broken("cancelled")
+                at = self.done - start
+                got = response.readinto(view[at : at + _PIECE])
+                if not got:
+                    raise _Broken("the connection ended early")
+                self.done += got
+            start = end
+
+
+def _report(
+    loop: asyncio.AbstractEventLoop,
+    future: asyncio.Future[None],
+    step: Callable[[Transfer], None],
+    transfer: Transfer,
+) -> None:
+    """Run a step and tell the portal how it went."""
+    error: BaseException | None = None
+    try:
+        step(transfer)
+    except Exception as e:
+        error = e
+
+    def tell() -> None:
+        if future.done():
+            return  # cancelled meanwhile
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    try:
+        loop.call_soon_threadsafe(tell)
+    except RuntimeError:
+        log.debug("a transfer ended after the portal")

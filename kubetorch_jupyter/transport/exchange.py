@@ -1,0 +1,249 @@
+"""One CALL, LOAD or RESUME under way: what it takes to say it, and to say it again after a break.
+
+An exchange knows how far it has got (log offset, items, credit), so that a session can take it up on a new connection with nothing
+lost or doubled. What becomes of its log, items and result is its subclasses' and its sink's matter. All of it runs on the portal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pod_server import wire
+from pod_server.wire import FrameType, LogKind
+
+from ..errors import from_wire
+from .portal import get_portal
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["Exchange", "LoadExchange", "RemoteFailure", "Sink"]
+
+
+class Sink(Protocol):
+    """Where an exchange's log goes; `kubetorch_jupyter.streams.CallOutput` is one. Must not block."""
+
+    def feed(self, kind: LogKind, data: bytes) -> None:
+        """Take a piece of the log."""
+        ...
+
+    def finish(self, then: Callable[[], None]) -> None:
+        """Nothing more comes; call ``then``, from any thread, when everything has been written."""
+        ...
+
+
+class RemoteFailure(Exception):
+    """A RESULT whose error is the user's own exception, not decoded yet: that isn't done on the portal.
+
+    ``kubetorch_jupyter.calls.decode_error(e.meta, e.buffers)`` gives the exception.
+    """
+
+    def __init__(self, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]) -> None:
+        super().__init__("the user's code raised an exception")
+        self.meta = meta
+        self.buffers = buffers
+
+
+class Exchange:
+    """One CALL, LOAD or RESUME, and what has come of it.
+
+    Parameters
+    ----------
+    type
+        CALL or LOAD; RESUME for another client's call (``meta["id"]``).
+    meta
+        Of the first frame.
+    buffers
+        The payload; kept until the pod has it for certain.
+    sink
+        For the log; None throws it away.
+    """
+
+    __slots__ = (
+        "_frame",
+        "_log",
+        "_uploaded",
+        "buffers",
+        "bulk",
+        "cancelled",
+        "channel",
+        "fetching",
+        "granted",
+        "items",
+        "log_offset",
+        "meta",
+        "result",
+        "result_wanted",
+        "session",
+        "sink",
+        "type",
+        "work",
+    )
+
+    def __init__(
+        self,
+        type: FrameType,
+        meta: dict[str, Any] | None = None,
+        buffers: Sequence[wire.Buffer] = (),
+        sink: Sink | None = None,
+    ) -> None:
+        self.type = type
+        self.meta = meta
+        self.buffers = buffers
+        self.sink = sink
+        self.channel = 0
+        self.session: Session | None = None
+        #: How many bytes of the log are here.
+        self.log_offset = 0
+        #: How many items are here, and how many may come in all.
+        self.items = 0
+        self.granted = meta["gen"] if meta and "gen" in meta else 0
+        self.cancelled: str | None = None
+        #: How many downloads are under way, and the result that waits for them.
+        self.fetching = 0
+        self.result: tuple[int, Mapping[str, Any], Sequence[wire.Buffer]] | None = None
+        self.result_wanted = True
+        #: Whether the payload goes beside the session.
+        self.bulk = False
+        self.work: set[asyncio.Task[None]] | None = None
+        self._frame: bytes | None = None
+        self._uploaded = False
+        self._log: wire.LogDecoder | None = None
+
+    # -- what comes of it: for subclasses ----------------------------------------------------------------------------
+
+    #: Whether the pod may forget the call as soon as its result is here.
+    acknowledges = True
+
+    def on_item(self, index: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]) -> None:
+        """Take an item of a generator; large ones may come later than their followers."""
+
+    def on_result(self, flags: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]) -> None:
+        """Take the result; the log is complete."""
+        raise NotImplementedError
+
+    def on_error(self, error: Exception) -> None:
+        """There will be no result."""
+        raise NotImplementedError
+
+    # -- for the session ---------------------------------------------------------------------------------------------
+
+    def frame(self) -> bytes:
+        """The frame that begins it; the same bytes whenever it has to be sent again."""
+        if self.type is FrameType.RESUME:
+            return self.resume_frame()
+        if self._frame is None:
+            size = sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in self.buffers)
+            if size <= wire.INLINE_LIMIT:
+                try:
+                    self._frame = wire.encode(self.type, self.channel, self.meta, self.buffers)
+                except wire.WireError:
+                    self.bulk = True  # the meta (a LOAD's environment, say) or the table took the room that was left
+            else:
+                self.bulk = True
+            if self._frame is None:
+                lens = [b.nbytes if isinstance(b, memoryview) else len(b) for b in self.buffers]
+                meta = {**(self.meta or {}), "lens": lens}
+                self._frame = wire.encode(self.type, self.channel, meta, flags=wire.F_BULK)
+            else:
+                self.buffers = ()
+        return self._frame
+
+    def resume_frame(self) -> bytes:
+        """The frame that asks for the rest of it."""
+        meta: dict[str, Any] = {"log": self.log_offset}
+        if self.granted:
+            meta["item"] = self.items
+            meta["credit"] = self.granted - self.items
+        if self.type is FrameType.RESUME:
+            meta = {**(self.meta or {}), **meta}
+        return wire.encode(FrameType.RESUME, self.channel, meta)
+
+    def take_log(self, meta: Mapping[str, Any], data: memoryview) -> None:
+        """Give the sink what is new in a LOG frame."""
+        offset = int(meta.get("o", self.log_offset))
+        skip = self.log_offset - offset
+        if skip >= len(data) and len(data):
+            return  # had it before the connection broke
+        if skip < 0:
+            # Bytes before it were dropped for the budget; what follows starts with a new entry.
+            self._log = None
+            if self.sink is not None:
+                self.sink.feed(LogKind.NOTICE, f"[{-skip} bytes of this call's log are no longer kept]\n".encode())
+            skip = 0
+        self.log_offset = offset + len(data)
+        if self.sink is None:
+            return
+        if self._log is None:
+            self._log = wire.LogDecoder()
+        for kind, piece in self._log.feed(data[skip:]):
+            self.sink.feed(kind, piece)
+
+    def settled(self) -> None:
+        """The pod has the whole payload, or it is no longer wanted."""
+        self.buffers = ()
+        self._uploaded = True
+
+    @property
+    def upload_wanted(self) -> bool:
+        """Whether the payload goes beside the session, and isn't there yet."""
+        return self.bulk and not self._uploaded and not self.work
+
+    def end(self) -> None:
+        """Let go of everything but the outcome."""
+        for task in self.work or ():
+            task.cancel()
+        self.buffers = ()
+        self._frame = None
+        self._log = None
+
+    def add_work(self, task: asyncio.Task[None]) -> None:
+        """Own a transfer: it ends with the exchange."""
+        if self.work is None:
+            self.work = set()
+        self.work.add(task)
+        task.add_done_callback(self.work.discard)
+
+
+class LoadExchange(Exchange):
+    """A LOAD, awaited as a future of the portal's loop."""
+
+    __slots__ = ("future",)
+
+    def __init__(
+        self, type: FrameType, meta: dict[str, Any] | None, buffers: Sequence[wire.Buffer], sink: Sink | None
+    ) -> None:
+        super().__init__(type, meta, buffers, sink)
+        self.future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+
+    def on_result(self, flags: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]) -> None:
+        """Keep the meta, or what it says of an error."""
+        if not flags & wire.F_ERROR:
+            self._end(None, dict(meta))
+            return
+        error = meta.get("error") or {}
+        service = self.session.endpoint.service if self.session is not None else None
+        if error.get("type") == "user":
+            self._end(RemoteFailure(meta, buffers), {})
+        else:
+            self._end(from_wire(error, service=service), {})
+
+    def on_error(self, error: Exception) -> None:
+        """Keep the error."""
+        self._end(error, {})
+
+    def _end(self, error: Exception | None, meta: dict[str, Any]) -> None:
+        def settle() -> None:
+            if self.future.done():
+                return
+            if error is not None:
+                self.future.set_exception(error)
+            else:
+                self.future.set_result(meta)
+
+        if self.sink is None:
+            settle()
+        else:
+            self.sink.finish(lambda: get_portal().call(settle))
