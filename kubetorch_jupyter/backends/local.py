@@ -1,0 +1,565 @@
+"""Pods as processes of this machine.
+
+Each is two processes forked from a warm root zygote (`zygotes`) and a directory (`registry`). They see by themselves
+when their owners end; nothing of this module needs to live for that. Runs on the portal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pod_server import processes
+
+from ..config import config
+from ..errors import DeployError, ServiceTimeoutError, StartupError
+from ..transport.endpoint import Endpoint
+from . import gpus, registry
+from .base import Event, Progress, ServiceInfo, ServiceSpec
+from .registry import Record
+from .zygotes import RootZygote, process_env
+
+__all__ = ["LocalBackend", "shutdown"]
+
+#: How long a pod may take to end by itself when asked, and again when its front has been killed, in seconds.
+_GRACE = 5.0
+#: A pod's end is remembered for so many pods.
+_MEMORY = 500
+
+
+class LocalBackend:
+    """The backend of this machine; `get_backend` gives the one of this process."""
+
+    name = "local"
+
+    def __init__(self) -> None:
+        self._zygotes: dict[tuple[tuple[str, str], ...], asyncio.Task[RootZygote]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        #: Incarnation to why it ended.
+        self._ended: dict[str, str] = {}
+        self._events: dict[str, list[Event]] = {}
+        self._deploying: dict[str, asyncio.Event] = {}
+        self._cleaning: set[asyncio.Task[None]] = set()
+        self._told = False
+
+    # -- apply -------------------------------------------------------------------------------------------------------
+
+    async def apply(self, spec: ServiceSpec, progress: Progress) -> Endpoint:
+        """Bring up the service's pod, or give the one that lives; see `Backend`.
+
+        A pod that lives is replaced only if it differs in what can't be changed while it runs: its GPUs, ``detach``,
+        and the variables that only a new process can take on.
+
+        Raises
+        ------
+        ResourceNotAvailableError
+            When too few GPUs are free; nothing has been changed then.
+        StartupError
+            When the pod doesn't come up; nothing of it is left.
+        ServiceTimeoutError
+            When it takes longer than ``launch_timeout``.
+        """
+        _check_platform(spec.name)
+        self._attach_loop()
+        if not self._told:
+            self._told = True
+            if (text := _unused_kubeconfig()) is not None:
+                progress("starting", text)
+        lock = self._locks.setdefault(spec.name, asyncio.Lock())
+        settled = self._deploying.setdefault(spec.name, asyncio.Event())
+        try:
+            async with asyncio.timeout(spec.compute.launch_timeout), lock:
+                return await self._apply(spec, progress)
+        except TimeoutError as e:
+            if isinstance(e, DeployError):
+                raise
+            raise ServiceTimeoutError(
+                f'service "{spec.name}" did not start within {spec.compute.launch_timeout:g} s; '
+                "give it more with kt.Compute(launch_timeout=...)",
+                service=spec.name,
+            ) from e
+        except DeployError as e:
+            self._note(spec.name, "Failed", str(e), fatal=True)
+            raise
+        finally:
+            settled.set()
+            self._deploying.pop(spec.name, None)
+
+    async def _apply(self, spec: ServiceSpec, progress: Progress) -> Endpoint:
+        wanted = _pod_spec(spec)
+        available = await asyncio.to_thread(gpus.devices) if wanted["gpus"] else []
+        while True:
+            record, ours = await asyncio.to_thread(
+                registry.claim, spec.name, lambda held: self._describe(spec, wanted, available, held)
+            )
+            if ours:
+                return await self._start(record, spec, progress)
+            state = record.state
+            if state == "foreign":
+                there = record.service["machine"]["host"]
+                raise StartupError(
+                    f'service "{spec.name}" is in {record.path} already, put there by another machine or container '
+                    f"({there}) that shares the folder; set KT_RUNTIME_DIR to a folder of this machine's own",
+                    service=spec.name,
+                )
+            if state == "running":
+                changed = _changes(record.service["pod"], wanted)
+                if not changed:
+                    return self._endpoint(record)
+                if wanted["gpus"]:
+                    self._check_room(spec.name, wanted["gpus"], available)
+                progress("starting", f'service "{spec.name}" gets a new pod: {changed}')
+                await self._end(record)
+            elif state == "starting":
+                progress(
+                    "starting",
+                    f'service "{spec.name}" is being deployed by process {record.deployer[0]}; waiting for it',
+                )
+                await _settled(record)
+            elif not await _gone(record, _GRACE):
+                await self._end(record)
+
+    def _describe(
+        self, spec: ServiceSpec, wanted: dict[str, Any], available: list[str], held: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """What goes into ``service.json``."""
+        incarnation = os.urandom(8).hex()
+        bulk = registry.bulk_dir(spec.name, incarnation)
+        return {
+            "pod": wanted,
+            "devices": gpus.choose(spec.name, wanted["gpus"], available, held) if wanted["gpus"] else [],
+            "incarnation": incarnation,
+            "deployer": processes.this_process(),
+            "machine": processes.machine(),
+            "owner": dict(spec.owner),
+            "detached": spec.compute.detach,
+            "ttl": spec.compute.ttl_seconds,
+            "resources": spec.compute.resources(),
+            "also": [bulk] if bulk is not None else [],
+        }
+
+    def _check_room(self, name: str, count: int, available: list[str]) -> None:
+        held: dict[str, str] = {}
+        for record in registry.read_all():
+            if record.name != name and record.state != "dead":
+                held.update(dict.fromkeys(record.service.get("devices", []), record.name))
+        gpus.choose(name, count, available, held)
+
+    async def _start(self, record: Record, spec: ServiceSpec, progress: Progress) -> Endpoint:
+        """Have the pod forked; whatever goes wrong, nothing of it is left."""
+        progress("starting", "")
+        self._note(spec.name, "Starting", "the pod's processes are started")
+        zygote: RootZygote | None = None
+        try:
+            zygote = await self._zygote(spec)
+            await zygote.request(
+                "spawn_pod",
+                record.token().encode("ascii"),
+                dir=str(record.dir),
+                params=_front_params(record, spec),
+                env=_pod_env(record),
+                also=record.also,
+                link=str(record.path) if record.path != record.dir else None,
+            )
+            live = registry.read(spec.name)
+            if live is None or live.state != "running":
+                raise StartupError(
+                    f'the pod of service "{spec.name}" ended as soon as it had started', service=spec.name
+                )
+        except BaseException as e:
+            task = asyncio.create_task(self._clean_up(record, zygote))
+            self._cleaning.add(task)
+            task.add_done_callback(self._cleaning.discard)
+            # To its end, even if our own task is cancelled twice.
+            await asyncio.shield(task)
+            if isinstance(e, StartupError):
+                raise StartupError(
+                    f'the pod of service "{spec.name}" did not start: {e.message}',
+                    service=spec.name,
+                    traceback=e.traceback,
+                ) from None
+            raise
+        self._note(spec.name, "Started", f"the pod's front has pid {live.front[0] if live.front else '?'}")
+        return self._endpoint(live)
+
+    async def _clean_up(self, record: Record, zygote: RootZygote | None) -> None:
+        if zygote is not None and not zygote.closed:
+            # Over the socket that the order to start went over: it can't be overtaken by it.
+            await zygote.request("kill_pod", dir=str(record.dir))
+        left = await asyncio.to_thread(registry.read, record.name)
+        if left is not None and left.incarnation == record.incarnation:
+            await self._end(left)
+
+    async def _zygote(self, spec: ServiceSpec) -> RootZygote:
+        env = _environment(spec)
+        key = tuple(process_env(env).items())
+        task = self._zygotes.get(key)
+        if task is not None and task.done() and (task.cancelled() or task.exception() or task.result().closed):
+            task = None
+        if task is None:
+            # A task of its own: several deploys wait for it, and the first may be cancelled.
+            task = self._zygotes[key] = asyncio.create_task(RootZygote.start({**os.environ, **dict(key)}, self._on_end))
+        return await asyncio.shield(task)
+
+    def _attach_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            # A loop of before can't be used any more (in tests; the portal has one for ever).
+            self._zygotes, self._locks, self._deploying = {}, weakref.WeakValueDictionary(), {}
+            self._loop = loop
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    async def find(self, name: str) -> ServiceInfo | None:
+        """The service of that name, or None."""
+        record = registry.read(name)
+        return None if record is None else self._info(record)
+
+    async def list(self) -> list[ServiceInfo]:
+        """All services of this user on this machine."""
+        records = await asyncio.to_thread(registry.read_all)
+        return [info for info in map(self._info, records) if info is not None]
+
+    def _info(self, record: Record) -> ServiceInfo | None:
+        state = record.state
+        if state not in ("running", "starting"):
+            return None
+        said = record.service
+        return ServiceInfo(
+            name=record.name,
+            backend=self.name,
+            state=state,
+            created=said["created"],
+            owner=said["owner"],
+            resources={**said["resources"], **({"devices": said["devices"]} if said["devices"] else {})},
+            endpoint=self._endpoint(record) if state == "running" else None,
+            detached=said["detached"],
+            ttl=said["ttl"],
+        )
+
+    def _endpoint(self, record: Record) -> Endpoint:
+        front, incarnation = record.front, record.incarnation
+        assert front is not None
+
+        def gone() -> str | None:
+            if processes.is_alive(*front):
+                return None
+            return self._ended.get(incarnation, f"its front process (pid {front[0]}) has ended")
+
+        return Endpoint(record.name, record.url, record.token(), gone=gone)
+
+    def token_hint(self, name: str) -> str:
+        """What stands for the token in a shell line: reading its file, so that it is shown nowhere."""
+        return f"$(cat '{registry.runtime_dir(create=False) / name / 'token'}')"
+
+    async def watch(self, name: str) -> AsyncIterator[Event]:
+        """What this process knows to have happened to the service; ends when nothing is under way."""
+        seen = 0
+        while True:
+            events = self._events.get(name, [])
+            while seen < len(events):
+                yield events[seen]
+                seen += 1
+            settled = self._deploying.get(name)
+            if settled is None:
+                return
+            await settled.wait()
+
+    def _note(self, name: str, reason: str, message: str, fatal: bool = False) -> None:
+        events = self._events.setdefault(name, [])
+        events.append(Event(time.time(), reason, message, fatal))
+        del events[:-100]
+
+    def _on_end(self, incarnation: str, reason: str) -> None:
+        self._ended[incarnation] = reason
+        while len(self._ended) > _MEMORY:
+            del self._ended[next(iter(self._ended))]
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    async def delete(self, name: str) -> None:
+        """End the service; returns when all of its processes and files are gone.
+
+        Raises
+        ------
+        DeployError
+            When something of it could not be ended or removed.
+        """
+        record = await asyncio.to_thread(registry.read, name)
+        if record is not None:
+            await self._end(record)
+            self._note(name, "Deleted", "torn down")
+
+    async def _end(self, record: Record) -> None:
+        """End a pod: by asking its front, then by killing it (its zygote then kills the rest), then one by one."""
+        if record.state == "foreign":
+            raise DeployError(
+                f'service "{record.name}" belongs to another machine or container that shares {record.path.parent}; '
+                "end it there",
+                service=record.name,
+            )
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if record.front is not None and processes.is_alive(*record.front):
+                os.kill(record.front[0], number)
+            if await _gone(record, _GRACE):
+                break
+        else:
+            await asyncio.to_thread(_kill_tree, record)
+            if not await _gone(record, _GRACE):
+                pids = ", ".join(str(pid) for pid, _ in record.living)
+                raise DeployError(
+                    f"service \"{record.name}\" can't be ended: process {pids} doesn't die "
+                    "(it may be stuck in a system call)",
+                    service=record.name,
+                )
+        await asyncio.to_thread(registry.remove, record)
+
+    def shutdown(self, timeout: float = 5.0) -> None:
+        """End this process's pods that aren't detached, and its zygotes, as the process's end would; blocks."""
+        me = processes.this_process()
+        own = [r for r in registry.read_all() if r.deployer == me and not r.service["detached"]]
+        for record in own:
+            if record.front is not None and processes.is_alive(*record.front):
+                os.kill(record.front[0], signal.SIGTERM)
+        deadline = time.monotonic() + timeout
+        zygotes = [t.result() for t in self._zygotes.values() if t.done() and not t.cancelled() and not t.exception()]
+        self._zygotes = {}
+        loop = self._loop
+        for zygote in zygotes:
+            if loop is not None and loop.is_running():
+                loop.call_soon_threadsafe(zygote.close)
+            else:
+                zygote.close()
+        for zygote in zygotes:
+            zygote.wait(max(deadline - time.monotonic(), 0.1))
+            zygote.forget()
+
+    def _leave(self, *, forked: bool) -> None:
+        """Let go of the zygotes: at the end of the process, or because they are another process's."""
+        zygotes, self._zygotes = self._zygotes, {}
+        for task in zygotes.values():
+            if task.done() and not task.cancelled() and task.exception() is None:
+                if forked:
+                    task.result().abandon()
+                else:
+                    task.result().forget()
+
+
+def _check_platform(name: str) -> None:
+    if sys.platform != "linux" or not hasattr(os, "fork"):
+        raise StartupError(
+            f'service "{name}" can\'t run on this machine: local pods need Linux (its fork and its way to find '
+            f"orphans), and this is {sys.platform}. Use a cluster: KT_BACKEND=kubernetes.",
+            service=name,
+            reason="Platform",
+        )
+
+
+# -- what a pod is started with ----------------------------------------------------------------------------------------
+
+
+def _environment(spec: ServiceSpec) -> dict[str, str]:
+    image = spec.compute.image
+    return {**os.environ, **(image.env() if image is not None else {}), **spec.compute.env()}
+
+
+def _pod_spec(spec: ServiceSpec) -> dict[str, Any]:
+    """What can't be changed in a pod that runs."""
+    return {
+        "gpus": spec.compute.gpu_count,
+        "detach": spec.compute.detach,
+        "python": sys.executable,
+        "env": process_env(_environment(spec)),
+    }
+
+
+def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What differs, for people; empty if nothing does.
+
+    Examples
+    --------
+    >>> _changes({"gpus": 0, "env": {"LANG": "C"}}, {"gpus": 1, "env": {}})
+    'gpus 0 → 1, LANG unset'
+    """
+    out = [f"{key} {old.get(key)} → {value}" for key, value in new.items() if key != "env" and old.get(key) != value]
+    before, after = old.get("env", {}), new.get("env", {})
+    out += [f"{name} changed" for name, value in after.items() if before.get(name) != value]
+    out += [f"{name} unset" for name in before if name not in after]
+    return ", ".join(out)
+
+
+def _front_params(record: Record, spec: ServiceSpec) -> dict[str, Any]:
+    """`pod_server.front.FrontParams`, without the token."""
+    port = os.environ.get("KT_LOCAL_PORT") or "0"
+    if not port.isdecimal() or int(port) > 65535:
+        raise StartupError(f"KT_LOCAL_PORT={port!r} is no port: use a number up to 65535, or 0 for a free one")
+    return {
+        "dir": str(record.dir),
+        "name": spec.name,
+        "port": int(port),
+        "owners": [os.getpid()],
+        "detach": spec.compute.detach,
+        "ttl": spec.compute.ttl_seconds,
+        "memory_limit": spec.compute.memory_limit_bytes,
+        "concurrency": spec.compute.concurrency,
+        "bulk_dir": record.also[0] if record.also else str(record.dir / "payloads"),
+        "incarnation": record.incarnation,
+    }
+
+
+def _pod_env(record: Record) -> dict[str, str]:
+    """The variables that every worker of the pod gets, whatever the user's environment says."""
+    devices = record.service["devices"]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+
+
+# -- waiting and killing -----------------------------------------------------------------------------------------------
+
+
+class _Readable:
+    """Waits until one of some descriptors is readable, on the running loop."""
+
+    def __init__(self, fds: list[int]) -> None:
+        self._fds = fds
+        self._event = asyncio.Event()
+
+    async def wait(self, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        for fd in self._fds:
+            loop.add_reader(fd, self._event.set)
+        try:
+            async with asyncio.timeout(timeout):
+                await self._event.wait()
+        except TimeoutError:
+            return
+        finally:
+            for fd in self._fds:
+                loop.remove_reader(fd)
+
+
+async def _gone(record: Record, timeout: float) -> bool:
+    """Whether both processes of a pod have ended, after waiting so many seconds for it."""
+    deadline = time.monotonic() + timeout
+    while living := record.living:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        try:
+            fd = processes.open_pidfd(*living[0])
+        except ProcessLookupError:
+            continue
+        if fd is None:
+            await asyncio.sleep(min(left, 0.05))  # a kernel before 5.3: there is nothing to wait on
+            continue
+        try:
+            await _Readable([fd]).wait(left)
+        finally:
+            os.close(fd)
+    return True
+
+
+async def _settled(record: Record) -> None:
+    """Wait until a service that another process deploys runs, or has failed, or that process has ended."""
+    try:
+        watch = processes.DirectoryWatch(record.dir)
+    except FileNotFoundError:
+        return
+    fds = [] if watch.fd is None else [watch.fd]
+    try:
+        deployer = processes.open_pidfd(*record.deployer)
+    except ProcessLookupError:
+        deployer = None
+    if deployer is not None:
+        fds.append(deployer)
+    try:
+        while True:
+            now = registry.read(record.name)
+            if now is None or now.incarnation != record.incarnation or now.state != "starting":
+                return
+            if not processes.is_alive(*record.deployer) and now.front is None:
+                return
+            await _Readable(fds).wait(5.0 if watch.fd is not None else 0.05)
+            watch.drain()
+            if deployer in fds and not processes.is_alive(*record.deployer):
+                fds.remove(deployer)
+    finally:
+        watch.close()
+        if deployer is not None:
+            os.close(deployer)
+
+
+def _kill_tree(record: Record) -> None:
+    """Kill a pod whose processes don't answer, with all that its zygote holds; blocks."""
+
+    def find() -> list[processes.Process]:
+        known = processes.table()
+        roots = [known[pid] for pid, start in record.living if pid in known and known[pid].start == start]
+        return [p for root in roots for p in [*processes.tree(root.pid, known), root]]
+
+    processes.kill_all(find, time.sleep, _GRACE)
+
+
+# -- the first deploy --------------------------------------------------------------------------------------------------
+
+_CONTEXT = re.compile(r"^current-context:\s*[\"']?([^\s\"']+)", re.MULTILINE)
+
+
+def _unused_kubeconfig() -> str | None:
+    """A line that says which kubeconfig lies there unused and how to use it; None when there is none."""
+    named = config.kubeconfig_path or os.environ.get("KUBECONFIG") or "~/.kube/config"
+    for part in named.split(os.pathsep):
+        path = Path(part).expanduser()
+        try:
+            found = _CONTEXT.search(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError):
+            continue  # none there, or not ours to read
+        if found is not None:
+            return (
+                f'deploying to this machine; {path} has the context "{found[1]}": KT_BACKEND=kubernetes deploys there'
+            )
+    return None
+
+
+# -- this process's backend --------------------------------------------------------------------------------------------
+
+_backends: list[LocalBackend] = []
+
+
+def local_backend() -> LocalBackend:
+    """The one of this process."""
+    if not _backends:
+        _backends.append(LocalBackend())
+    return _backends[0]
+
+
+def shutdown() -> None:
+    """End this process's pods and zygotes now; blocks. For tests and for who restarts a process in place."""
+    for backend in _backends:
+        backend.shutdown()
+
+
+def _each(action: Callable[[LocalBackend], None]) -> Callable[[], None]:
+    def run() -> None:
+        for backend in _backends:
+            action(backend)
+
+    return run
+
+
+def _after_fork() -> None:
+    for backend in _backends:
+        backend._leave(forked=True)
+    _backends.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,264 @@
+"""The client's side of a root zygote: starts the process, asks it for pods, hears of their ends.
+
+Runs on the portal. One for each interpreter and each environment that only a new process can take on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pod_server
+from pod_server import processes
+from pod_server.wire import Decoder, Frame, FrameType, WireError, encode
+
+from ..errors import StartupError
+
+__all__ = ["RootZygote", "process_env"]
+
+log = logging.getLogger(__name__)
+
+#: Variables that are read when a process starts, and never again.
+_PROCESS_ONLY = ("LD_", "DYLD_", "MALLOC_", "GLIBC_TUNABLES", "PYTHONHASHSEED", "PYTHONMALLOC", "PYTHONUTF8")
+#: What would keep the zygote from starting as it should. It gets the first by itself, as the last of its path.
+_NOT_FOR_ZYGOTE = ("PYTHONPATH", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONSAFEPATH")
+
+
+def process_env(env: Mapping[str, str]) -> dict[str, str]:
+    """Those variables that only a new process can take on.
+
+    Examples
+    --------
+    >>> process_env({"LD_PRELOAD": "libx.so", "HOME": "/root"})
+    {'LD_PRELOAD': 'libx.so'}
+    """
+    return {name: value for name, value in sorted(env.items()) if name.startswith(_PROCESS_ONLY)}
+
+
+class RootZygote:
+    """A running root zygote.
+
+    Parameters
+    ----------
+    process, connection, stderr
+        The process, our end of its socket, and what it writes to stderr.
+    on_end
+        Called with ``(incarnation, reason)`` when one of its pods has ended.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        connection: socket.socket,
+        stderr: BinaryIO,
+        on_end: Callable[[str, str], None],
+    ) -> None:
+        self._process = process
+        self._connection = connection
+        self._stderr = stderr
+        self._on_end = on_end
+        self._decoder = Decoder()
+        self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._next = 0
+        self._loop = asyncio.get_running_loop()
+        self.closed = False
+        self._loop.add_reader(connection, self._on_readable)
+
+    @classmethod
+    async def start(cls, env: Mapping[str, str], on_end: Callable[[str, str], None]) -> RootZygote:
+        """Start one; returns when the process runs (its imports go on meanwhile).
+
+        Parameters
+        ----------
+        env
+            Its environment.
+        on_end
+            See the class.
+
+        Raises
+        ------
+        StartupError
+            When there is no interpreter, or the system starts no more processes.
+        """
+        if not sys.executable:
+            raise StartupError("local pods need to know the Python interpreter, and sys.executable is empty here")
+        ours, theirs = socket.socketpair()
+        stderr = _scratch()
+        try:
+            process = await asyncio.to_thread(_start, env, theirs, stderr)
+        except BaseException as e:
+            ours.close()
+            stderr.close()
+            if isinstance(e, OSError):
+                raise StartupError(f"the process that starts local pods can't be started: {e.strerror or e}") from e
+            raise
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        zygote = cls(process, ours, stderr, on_end)
+        given = {name: os.environ[name] for name in _NOT_FOR_ZYGOTE if name in os.environ}
+        zygote._post(zygote._number(), {"op": "init", "path": _library_path(), "env": given})
+        return zygote
+
+    # -- requests ----------------------------------------------------------------------------------------------------
+
+    async def request(self, op: str, buffer: bytes | None = None, **fields: Any) -> dict[str, Any]:
+        """Ask for something.
+
+        Raises
+        ------
+        StartupError
+            When the answer is an error (``.reason`` is an errno's name, if there is one), or the process has ended.
+        """
+        number = self._number()
+        future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        self._waiting[number] = future
+        try:
+            self._post(number, {"op": op, **fields}, buffer)
+            answer = await future
+        finally:
+            self._waiting.pop(number, None)
+        error = answer.get("error")
+        if error is not None:
+            raise StartupError(str(error.get("message")), traceback=error.get("log") or None)
+        return answer
+
+    def _number(self) -> int:
+        self._next += 1
+        return self._next
+
+    def _post(self, number: int, meta: dict[str, Any], buffer: bytes | None = None) -> None:
+        data = encode(FrameType.REQUEST, number, meta, [] if buffer is None else [buffer])
+        try:
+            # Requests are small and few, and the socket holds hundreds of kilobytes: it is never full.
+            sent = self._connection.send(data)
+        except OSError as e:
+            self._fail(f"its socket: {e.strerror or e}")
+            raise self._ended() from e
+        if sent != len(data):
+            self._fail("it doesn't read its socket")
+            raise self._ended()
+
+    def _on_readable(self) -> None:
+        try:
+            data = self._connection.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._fail("")
+            return
+        try:
+            for frame in self._decoder.feed(data):
+                self._handle(frame)
+        except WireError as e:
+            self._fail(str(e))
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.type is FrameType.EVENT:
+            meta = frame.meta
+            if meta.get("event") == "pod-ended":
+                self._on_end(meta["incarnation"], meta["reason"])
+            return
+        future = self._waiting.pop(frame.channel, None)
+        if future is not None and not future.done():
+            future.set_result(frame.meta)
+        elif future is None and "error" in (meta := frame.meta):
+            # Nobody waits for the answer to `init`; what it couldn't import every later request will miss too.
+            log.error("the local zygote: %s", meta["error"].get("message"))
+
+    def _ended(self, why: str = "") -> StartupError:
+        said = self.stderr()
+        last = f": {said.strip().splitlines()[-1]}" if said.strip() else ""
+        return StartupError(
+            f"the process that starts local pods has ended{f' ({why})' if why else ''}{last}", traceback=said or None
+        )
+
+    def stderr(self) -> str:
+        """What the process has written to stderr."""
+        self._stderr.seek(0)
+        return self._stderr.read().decode(errors="replace")[-8000:]
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _fail(self, why: str) -> None:
+        if self.closed:
+            return
+        error = self._ended(why)
+        waiting, self._waiting = self._waiting, {}
+        self.close()
+        # It has ended or is about to; somebody must take its status.
+        self._loop.run_in_executor(None, self.wait, 5.0)
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(error)
+
+    def close(self) -> None:
+        """Let it go: it ends by itself, after its pods that end with this process."""
+        if self.closed:
+            return
+        self.closed = True
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._connection)
+        self._connection.close()
+
+    def abandon(self) -> None:
+        """In a forked child: it is the parent's. Touches neither the process nor the parent's loop."""
+        self.closed = True
+        self._connection.close()
+        self.forget()
+
+    def forget(self) -> None:
+        """Have the process outlive this one without a warning."""
+        if self._process.poll() is None:
+            # The only way to tell Popen that nobody is going to wait for it, and that this is meant.
+            self._process.returncode = 0
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until the process has ended, after `close`; blocks."""
+        try:
+            self._process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+
+def _scratch() -> BinaryIO:
+    """A file without a name: nothing to clean up afterwards, and no pipe that somebody must read."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("kubetorch-zygote"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _library_path() -> list[str]:
+    """Where this process's packages may be, without the folders of the user's own files."""
+    own = {"", os.getcwd()}
+    if sys.argv and sys.argv[0]:
+        own.add(os.path.dirname(os.path.abspath(sys.argv[0])))
+    return [p for p in sys.path if p not in own]
+
+
+def _start(env: Mapping[str, str], control: socket.socket, stderr: BinaryIO) -> subprocess.Popen[bytes]:
+    main = Path(pod_server.__file__).resolve().parent / "zygote" / "__main__.py"
+    pid, start = processes.this_process()
+    return subprocess.Popen(
+        # -P and a path: what lies in the working directory or on PYTHONPATH can't take a module's place.
+        [sys.executable, "-P", str(main), "--control", str(control.fileno()), "--owner", f"{pid}:{start}"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=stderr,
+        pass_fds=[control.fileno()],
+        cwd="/",
+        env={name: value for name, value in env.items() if name not in _NOT_FOR_ZYGOTE},
+        # Stop and the kernel's end signal its whole process group.
+        start_new_session=True,
+    )

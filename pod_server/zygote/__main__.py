@@ -1,0 +1,48 @@
+"""``python -m pod_server.zygote --control FD --owner PID:START``: a root zygote.
+
+Also run by its path (``python -P .../pod_server/zygote/__main__.py``): then it finds its own package by itself, and
+needs neither the working directory nor PYTHONPATH, where the user's files may be called like modules of the standard
+library.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def _find_package() -> None:
+    import importlib.util
+    import os
+
+    here = os.path.dirname(os.path.abspath(__file__))
+    if sys.path and sys.path[0] == here:
+        del sys.path[0]
+    package = os.path.dirname(here)
+    spec = importlib.util.spec_from_file_location(
+        "pod_server", os.path.join(package, "__init__.py"), submodule_search_locations=[package]
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pod_server"] = module
+    spec.loader.exec_module(module)
+
+
+def main() -> int:
+    """Read the command line and run."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="python -m pod_server.zygote", description=__doc__)
+    parser.add_argument("--control", type=int, required=True, help="descriptor of the socket to the client")
+    parser.add_argument("--owner", required=True, help="the client's pid and start time, PID:START")
+    options = parser.parse_args()
+    from pod_server.zygote import root_zygote
+
+    pid, _, start = options.owner.partition(":")
+    return root_zygote(options.control, (int(pid), int(start)))
+
+
+if __name__ == "__main__":
+    if not __package__:
+        _find_package()
+    sys.exit(main())
