@@ -30,6 +30,8 @@ from typing import Any
 
 from cloudpickle import cloudpickle as _cp
 
+from .sources import is_local_file
+
 __all__ = ["Survey"]
 
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
@@ -69,6 +71,12 @@ def _import_levels(code: types.CodeType) -> Iterable[tuple[dis.Instruction, Any]
             yield i, level  # the level is loaded before the list of names
         if i.opname not in ("CACHE", "EXTENDED_ARG"):
             level, before = before, i.argval
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_users(file: str) -> bool:
+    """Whether code was written by the user: not by a library's decorator, nor generated as by `dataclasses`."""
+    return file != "<string>" and (not os.path.isabs(file) or is_local_file(file))
 
 
 class Survey:
@@ -225,8 +233,9 @@ class Survey:
         self._visit(f.__defaults__, f"{path}.<defaults>")
         self._visit(f.__kwdefaults__, f"{path}.<defaults>")
         self._visit(getattr(f, "__annotations__", None), f"{path}.__annotations__")
-        if f.__dict__:
-            self._visit(dict(f.__dict__), path)
+        for key, value in sorted(f.__dict__.items()):
+            self._put("attribute", key)
+            self._visit(value, path if key == "__wrapped__" else f"{path}.{key}")
         for name, cell in zip(f.__code__.co_freevars, f.__closure__ or (), strict=False):
             self._put("free", name)
             try:
@@ -234,20 +243,19 @@ class Survey:
             except ValueError:  # not set yet
                 self._put("empty")
                 continue
-            self._variable(cell, name, content, f"{path}.<closure>.{name}")
+            self._variable(f, cell, name, content, f"{path}.<closure>.{name}")
         for name in _code_globals(f.__code__):
             if name in f.__globals__ and name != "__builtins__":
                 self._put("global", name)
-                self._variable(f.__globals__, name, f.__globals__[name], f"{path}.<globals>.{name}")
+                self._variable(f, f.__globals__, name, f.__globals__[name], f"{path}.<globals>.{name}")
 
-    def _variable(self, where: Any, name: str, value: Any, path: str) -> None:
+    def _variable(self, f: types.FunctionType, where: Any, name: str, value: Any, path: str) -> None:
         """A captured variable; one that several functions use is listed once."""
         key = (id(where), name)
         if key not in self._seen_variables:
             self._seen_variables.add(key)
             self._keep.append(where)
-            generated = "__dataclass" in name or name.startswith("_dflt_")
-            if not isinstance(value, types.ModuleType) and not generated:
+            if not isinstance(value, types.ModuleType) and _is_users(f.__code__.co_filename):
                 self.captured[path] = value
         self._visit(value, path)
 

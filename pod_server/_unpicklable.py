@@ -139,6 +139,8 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _function_parts(f: types.FunctionType) -> Iterator[tuple[str, Any]]:
     code = f.__code__
+    if "__wrapped__" in f.__dict__:  # the function that a decorator was given has its name
+        yield "", f.__dict__["__wrapped__"]
     for name, cell in zip(code.co_freevars, f.__closure__ or (), strict=False):
         try:
             yield f".<closure>.{name}", cell.cell_contents
