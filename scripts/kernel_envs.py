@@ -2,16 +2,18 @@
 
     python scripts/kernel_envs.py [VERSION ...]
 
-The environments are ``.venvs/ipykernel-VERSION``, with this project installed editable and what the tests' cells import. They are made side
-by side, and anew only when ``pyproject.toml`` or this file has changed since.
+The environments are ``.venvs/ipykernel-VERSION``, with this project installed editable and what the tests' cells import.
+They are made side by side, and anew only when what ``pyproject.toml`` says of the project, or this file, has changed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,10 +28,9 @@ def environment(version: str) -> Path:
 
 def stamp() -> str:
     """Changes when the environments must be made anew."""
-    digest = hashlib.sha256(sys.version.encode())
-    for path in (ROOT / "pyproject.toml", Path(__file__)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = json.dumps([settings["build-system"], settings["project"]], sort_keys=True)
+    return hashlib.sha256(f"{sys.version} {project} {Path(__file__).read_text()}".encode()).hexdigest()
 
 
 def is_ready(version: str) -> bool:

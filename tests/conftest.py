@@ -1,6 +1,7 @@
 """What all tests share: a runtime directory of their own, kernels, and the list of what was left out.
 
-``KT_RUNTIME_DIR`` is set before the package is imported, so that no test sees (or leaves) a service of the person who runs the tests.
+``KT_RUNTIME_DIR`` is set before the package is imported, so that no test sees (or leaves) a service of the person who
+runs the tests.
 """
 
 from __future__ import annotations
@@ -105,7 +106,10 @@ def _factory(version: str, tmp_path: Path) -> Iterator[KernelFactory]:
 
 @pytest.fixture(params=KERNELS)
 def make_kernel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KernelFactory]:
-    """Make kernels (``make_kernel(start=True, cwd=..., env=...)``), in turn of each ipykernel version; ended and checked for leftovers."""
+    """Make kernels (``make_kernel(start=True, cwd=..., env=...)``), in turn of each ipykernel version.
+
+    They are ended after the test, and nothing of their pods may be left.
+    """
     yield from _factory(request.param, tmp_path)
 
 

@@ -83,7 +83,7 @@ _AROUND = [
     (
         "deploy_services",
         "",
-        'assert len({fn1.service_name, fn2.service_name, fn3.service_name}) == 3\n'
+        "assert len({fn1.service_name, fn2.service_name, fn3.service_name}) == 3\n"
         'assert (fn1(1), fn2(2), fn3(3)) == (("processed", 1), ("trained", 2), ("evaluated", 3))\n',
     ),
     (
@@ -96,7 +96,7 @@ _AROUND = [
     ("run_concurrent", "", "assert results == [1, 4, 9]\n"),
     (
         "create_task",
-        'train_fn = kt.fn(train_model).to(kt.Compute())\nfetch_fn = kt.fn(fetch).to(kt.Compute())\n',
+        "train_fn = kt.fn(train_model).to(kt.Compute())\nfetch_fn = kt.fn(fetch).to(kt.Compute())\n",
         f'assert await run_workflow() == (("trained", 100), {_ROWS})\n',
     ),
     (

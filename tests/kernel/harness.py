@@ -1,7 +1,7 @@
 """Real kernels for tests: one process of a chosen environment, driven over its sockets as a frontend would.
 
-`Kernel` starts the kernel and reads everything it publishes; `Cell` is one execution and whatever came with it as parent message, also after it
-ended. Times are those of `time.monotonic` at arrival here.
+`Kernel` starts the kernel and reads everything it publishes; `Cell` is one execution and whatever came with it as parent
+message, also after it ended. Times are those of `time.monotonic` at arrival here.
 """
 
 from __future__ import annotations
@@ -368,7 +368,10 @@ class Kernel:
 
 
 def run_notebook(cells: Iterable[str], python: Path, kernel: Kernel, timeout: float = 120) -> nbformat.NotebookNode:
-    """Run cells headless with nbclient in the environment, directory and runtime directory of a kernel not started; gives the executed notebook."""
+    """Run cells headless with nbclient, as a kernel that was made but not started would.
+
+    The kernel is asked for its directory, environment and runtime directory; gives the executed notebook.
+    """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
     client = NotebookClient(notebook, km=_async_manager(python, kernel._private), timeout=timeout)
     # A manager that nbclient was given it would leave running.
@@ -421,7 +424,7 @@ def _describe(process: psutil.Process) -> str:
 
 
 def leftover_processes(runtime_dir: Path) -> list[psutil.Process]:
-    """Living processes that carry the runtime directory in their environment or command line, this one's own line excepted."""
+    """Living processes, but for this one and its parents, that name the runtime directory in environment or command line."""
     mark = os.fsencode(runtime_dir)
     mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
     found = []

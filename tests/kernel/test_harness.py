@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from tests.conftest import KernelFactory
 from tests.kernel.harness import Kernel, run_notebook
 
@@ -57,12 +59,8 @@ def test_restart_and_kill(kernel: Kernel) -> None:
 def test_children_that_outlive_the_kernel_are_found(newest_kernel: Kernel) -> None:
     newest_kernel.run("import subprocess\np = subprocess.Popen(['sleep', '60'], start_new_session=True)\np.pid")
     newest_kernel.stop()
-    try:
+    with pytest.raises(AssertionError, match="sleep 60"):
         newest_kernel.assert_nothing_left(timeout=0.2)
-    except AssertionError as e:
-        assert "sleep 60" in str(e)
-    else:
-        raise AssertionError("a process that was left was not noticed")
     newest_kernel.assert_nothing_left()
 
 
