@@ -7,13 +7,14 @@ when their owners end; nothing of this module needs to live for that. Runs on th
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import re
 import signal
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..errors import DeployError, ServiceTimeoutError, StartupError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
 from .base import Event, Progress, ServiceInfo, ServiceSpec
+from .ending import kill_tree, until_ended, until_settled
 from .registry import Record
 from .zygotes import RootZygote, process_env
 
@@ -124,8 +126,8 @@ class LocalBackend:
                     "starting",
                     f'service "{spec.name}" is being deployed by process {record.deployer[0]}; waiting for it',
                 )
-                await _settled(record)
-            elif not await _gone(record, _GRACE):
+                await until_settled(record)
+            elif not await until_ended(record, _GRACE):
                 await self._end(record)
 
     def _describe(
@@ -310,11 +312,11 @@ class LocalBackend:
         for number in (signal.SIGTERM, signal.SIGKILL):
             if record.front is not None and processes.is_alive(*record.front):
                 os.kill(record.front[0], number)
-            if await _gone(record, _GRACE):
+            if await until_ended(record, _GRACE):
                 break
         else:
-            await asyncio.to_thread(_kill_tree, record)
-            if not await _gone(record, _GRACE):
+            await asyncio.to_thread(kill_tree, record, _GRACE)
+            if not await until_ended(record, _GRACE):
                 pids = ", ".join(str(pid) for pid, _ in record.living)
                 raise DeployError(
                     f"service \"{record.name}\" can't be ended: process {pids} doesn't die "
@@ -422,92 +424,6 @@ def _pod_env(record: Record) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
 
 
-# -- waiting and killing -----------------------------------------------------------------------------------------------
-
-
-class _Readable:
-    """Waits until one of some descriptors is readable, on the running loop."""
-
-    def __init__(self, fds: list[int]) -> None:
-        self._fds = fds
-        self._event = asyncio.Event()
-
-    async def wait(self, timeout: float) -> None:
-        loop = asyncio.get_running_loop()
-        for fd in self._fds:
-            loop.add_reader(fd, self._event.set)
-        try:
-            async with asyncio.timeout(timeout):
-                await self._event.wait()
-        except TimeoutError:
-            return
-        finally:
-            for fd in self._fds:
-                loop.remove_reader(fd)
-
-
-async def _gone(record: Record, timeout: float) -> bool:
-    """Whether both processes of a pod have ended, after waiting so many seconds for it."""
-    deadline = time.monotonic() + timeout
-    while living := record.living:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        try:
-            fd = processes.open_pidfd(*living[0])
-        except ProcessLookupError:
-            continue
-        if fd is None:
-            await asyncio.sleep(min(left, 0.05))  # a kernel before 5.3: there is nothing to wait on
-            continue
-        try:
-            await _Readable([fd]).wait(left)
-        finally:
-            os.close(fd)
-    return True
-
-
-async def _settled(record: Record) -> None:
-    """Wait until a service that another process deploys runs, or has failed, or that process has ended."""
-    try:
-        watch = processes.DirectoryWatch(record.dir)
-    except FileNotFoundError:
-        return
-    fds = [] if watch.fd is None else [watch.fd]
-    try:
-        deployer = processes.open_pidfd(*record.deployer)
-    except ProcessLookupError:
-        deployer = None
-    if deployer is not None:
-        fds.append(deployer)
-    try:
-        while True:
-            now = registry.read(record.name)
-            if now is None or now.incarnation != record.incarnation or now.state != "starting":
-                return
-            if not processes.is_alive(*record.deployer) and now.front is None:
-                return
-            await _Readable(fds).wait(5.0 if watch.fd is not None else 0.05)
-            watch.drain()
-            if deployer in fds and not processes.is_alive(*record.deployer):
-                fds.remove(deployer)
-    finally:
-        watch.close()
-        if deployer is not None:
-            os.close(deployer)
-
-
-def _kill_tree(record: Record) -> None:
-    """Kill a pod whose processes don't answer, with all that its zygote holds; blocks."""
-
-    def find() -> list[processes.Process]:
-        known = processes.table()
-        roots = [known[pid] for pid, start in record.living if pid in known and known[pid].start == start]
-        return [p for root in roots for p in [*processes.tree(root.pid, known), root]]
-
-    processes.kill_all(find, time.sleep, _GRACE)
-
-
 # -- the first deploy --------------------------------------------------------------------------------------------------
 
 _CONTEXT = re.compile(r"^current-context:\s*[\"']?([^\s\"']+)", re.MULTILINE)
@@ -547,12 +463,9 @@ def shutdown() -> None:
         backend.shutdown()
 
 
-def _each(action: Callable[[LocalBackend], None]) -> Callable[[], None]:
-    def run() -> None:
-        for backend in _backends:
-            action(backend)
-
-    return run
+def _at_exit() -> None:
+    for backend in _backends:
+        backend._leave(forked=False)
 
 
 def _after_fork() -> None:
@@ -563,3 +476,4 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -246,7 +246,8 @@ def claim(name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) ->
     except OSError as e:
         todo = "make room there" if e.errno in _FULL else "check its rights"
         raise StartupError(
-            f'service "{name}" can\'t be written to {runtime}: {e.strerror or e}; {todo}, or name another folder with KT_RUNTIME_DIR',
+            f"service \"{name}\" can't be written to {runtime}: {e.strerror or e}; "
+            f"{todo}, or name another folder with KT_RUNTIME_DIR",
             service=name,
             reason="RuntimeDir",
         ) from e

@@ -47,8 +47,6 @@ _PRELOAD_IF_THERE = (
     "httptools",
     "uvicorn.protocols.http.httptools_impl",
 )
-_RESPAWNS = 5
-_RESPAWN_WINDOW = 30.0
 
 
 def preload() -> None:
@@ -87,7 +85,6 @@ class Pod:
     killers: list[int] = field(default_factory=list)
     front_status: int | None = None
     last_words: str = ""
-    respawned: list[float] = field(default_factory=list)
     #: The file that its processes' own output goes to.
     log: str = ""
     url: str = ""
@@ -320,8 +317,7 @@ class Root:
 
     def _on_end(self, pod: Pod) -> None:
         if pod.front:
-            self._respawn(pod)
-            return
+            return  # it has lost its zygote, and ends by itself
         if pod.zygote and not pod.ready:
             _kill(pod.zygote, 15)  # it may still wait for a front; once connected it ignores this
         if pod.zygote:
@@ -348,15 +344,6 @@ class Root:
         self._send(FrameType.EVENT, 0, end)
         for request in pod.killers:
             self._send(FrameType.RESPONSE, request, {})
-
-    def _respawn(self, pod: Pod) -> None:
-        """A zygote died though its front lives: a new one introduces itself, and is asked for a worker."""
-        now = time.monotonic()
-        pod.respawned = [*(t for t in pod.respawned if now - t < _RESPAWN_WINDOW), now]
-        if self._closing or pod.killers or len(pod.respawned) > _RESPAWNS:
-            _kill(pod.front, 15)
-            return
-        self._fork_zygote(pod)
 
     def _reason(self, pod: Pod) -> str:
         said = _json(pod.last_words).get("reason")
