@@ -1,0 +1,268 @@
+"""Code from the client: checked, unpacked, unpickled, and, for a class, constructed."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import importlib
+import inspect
+import io
+import json
+import linecache
+import os
+import shutil
+import sys
+import zipfile
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import cloudpickle
+
+from .. import serialization
+from .calls import CallError
+
+__all__ = ["Code", "Loader"]
+
+Buffer = bytes | bytearray | memoryview
+
+#: Packages whose name is not that of their module.
+_PACKAGES = {
+    "attr": "attrs",
+    "bs4": "beautifulsoup4",
+    "cv2": "opencv-python-headless",
+    "dateutil": "python-dateutil",
+    "dotenv": "python-dotenv",
+    "fitz": "pymupdf",
+    "google": "google-cloud",
+    "PIL": "pillow",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+
+
+class Code:
+    """A loaded function, or an instance of a loaded class.
+
+    Parameters
+    ----------
+    kind
+        ``"fn"`` or ``"cls"``.
+    target
+        The function or the instance.
+    name
+        For messages.
+    """
+
+    def __init__(self, kind: str, target: Any, name: str) -> None:
+        self.kind = kind
+        self.target = target
+        self.name = name
+        self._async: dict[str | None, bool] = {}
+
+    def function(self, method: str | None) -> Any:
+        """What a call of this method (None: of the function itself) calls.
+
+        Raises
+        ------
+        AttributeError
+            When there is no such method.
+        """
+        if self.kind == "cls" and method is not None:
+            function = getattr(self.target, method)
+            if not callable(function):
+                raise AttributeError(f"{self.name}.{method} is a {type(function).__name__} and can't be called; add a method that returns it")
+            return function
+        if self.kind == "fn" and method is not None and method != self.name and method != getattr(self.target, "__name__", None):
+            raise AttributeError(f"{self.name} is a function and has no method {method!r}")
+        return self.target
+
+    def is_async(self, method: str | None) -> bool:
+        """Whether calls of this method run on the event loop."""
+        try:
+            return self._async[method]
+        except KeyError:
+            pass
+        try:
+            # From the class: a property is not to be computed only to look at it.
+            if self.kind == "cls" and method is not None:
+                function: Any = inspect.getattr_static(self.target, method)
+                if isinstance(function, (staticmethod, classmethod)):
+                    function = function.__func__
+            else:
+                function = self.target
+        except AttributeError:
+            return False  # the call will say so
+        found = self._async[method] = is_coroutine_function(function)
+        return found
+
+
+def is_coroutine_function(function: Any) -> bool:
+    """Whether a call of it gives something that the event loop has to run.
+
+    Examples
+    --------
+    >>> is_coroutine_function(len)
+    False
+    """
+    for f in (function, getattr(type(function), "__call__", None)):
+        if inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f):
+            return True
+    return False
+
+
+class Loader:
+    """Makes `Code` of the payload of LOAD frames.
+
+    Parameters
+    ----------
+    directory
+        Where modules are unpacked.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self._directory = os.path.join(directory, "code")
+        self._path: str | None = None
+        self._code: Code | None = None
+
+    def drop(self) -> None:
+        """Let go of the instance that was loaded last, and of what only it refers to."""
+        self._code = None
+        gc.collect()
+
+    def load(self, meta: dict[str, Any], buffers: Sequence[Buffer]) -> Code:
+        """Make the code that a LOAD frame brings.
+
+        Raises
+        ------
+        CallError
+            When versions don't fit or the payload is damaged.
+        BaseException
+            Whatever the user's code raises when it is imported or constructed.
+        """
+        if len(buffers) < 4:
+            raise CallError("StartupError", f"the code came in {len(buffers)} parts and has at least 4")
+        name = str(meta.get("name") or "the code")
+        try:
+            header = json.loads(bytes(buffers[0]))
+            sources = json.loads(bytes(buffers[1]) or b"{}")
+        except ValueError as e:
+            raise CallError("StartupError", f"the header of the code can't be read: {e}") from e
+        check_versions(meta, header.get("how") == "source")
+        self._unpack(buffers[2])
+        _remember_sources(sources)
+        try:
+            if header.get("how") == "source":
+                target, init_args = _from_source(header, sources, buffers[3:])
+            else:
+                target, init_args = _from_pickle(buffers[3:])
+            if meta.get("kind") == "cls":
+                target = _construct(target, init_args)
+        except ModuleNotFoundError as e:
+            raise _missing(e, name) from e
+        self._code = Code(meta.get("kind") or "fn", target, name)
+        return self._code
+
+    def _unpack(self, data: Buffer) -> None:
+        """Put the user's modules on the path, before everything else."""
+        if not len(data):
+            return
+        path = os.path.join(self._directory, hashlib.sha256(data).hexdigest()[:32])
+        if not os.path.isdir(path):
+            # Unpacked beside and renamed, so that a directory of that name is always whole.
+            part = f"{path}.{os.getpid()}"
+            try:
+                with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                    archive.extractall(part)
+                os.rename(part, path)
+            except (OSError, zipfile.BadZipFile) as e:
+                shutil.rmtree(part, ignore_errors=True)
+                if not os.path.isdir(path):
+                    raise CallError("StartupError", f"the local modules can't be unpacked in {self._directory}: {e}") from e
+        if self._path is not None and self._path in sys.path:
+            sys.path.remove(self._path)
+        self._path = path
+        sys.path.insert(0, path)
+        importlib.invalidate_caches()
+
+
+def check_versions(meta: dict[str, Any], by_source: bool = False) -> None:
+    """Compare what must agree before anything is unpickled.
+
+    Bytecode is good for its own minor version only: another one loads it without complaint and misbehaves.
+    """
+    client, pod = meta.get("python"), "{}.{}".format(*sys.version_info)
+    if client and client != pod and not by_source:
+        raise CallError(
+            "VersionMismatchError",
+            f"Python differs: {client} here, {pod} in the pod. Functions can't travel between minor versions; use an image with "
+            f"Python {client}, for example Image(\"python:{client}-slim\").",
+            what="python",
+            client=client,
+            pod=pod,
+        )
+    client, pod = meta.get("cloudpickle"), cloudpickle.__version__
+    if client and client.split(".")[0] != pod.split(".")[0]:
+        raise CallError(
+            "VersionMismatchError",
+            f"cloudpickle differs: {client} here, {pod} in the pod, and they can't read each other's pickles. "
+            f'Add Image().pip_install(["cloudpickle=={client}"]).',
+            what="cloudpickle",
+            client=client,
+            pod=pod,
+        )
+
+
+def _remember_sources(sources: dict[str, str]) -> None:
+    """Let tracebacks and `inspect.getsource` find the text of cells, which are in no file here."""
+    for name, text in sources.items():
+        # Without a time of modification an entry is never checked against a file.
+        linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+
+
+def _from_pickle(buffers: Sequence[Buffer]) -> tuple[Any, Any]:
+    try:
+        target, init_args = serialization.load_code(buffers)
+    except serialization.DecodeError as e:
+        if isinstance(e.__cause__, ModuleNotFoundError):
+            raise e.__cause__ from None
+        raise CallError("StartupError", f"the code can't be unpickled in the pod: {e}") from e
+    return target, init_args
+
+
+def _from_source(header: dict[str, Any], sources: dict[str, str], buffers: Sequence[Buffer]) -> tuple[Any, Any]:
+    """Run the definitions in order in a module of their own; the pickle is of ``(captured values, init_args)``."""
+    values, init_args = serialization.load_code(buffers)
+    module = ModuleType(header.get("module_name") or "__main__")
+    namespace = vars(module)
+    namespace.update(values or {})
+    for name, text in sources.items():
+        exec(compile(text, name, "exec", dont_inherit=True), namespace)
+    target: Any = module
+    for part in header["qualname"].split("."):
+        target = getattr(target, part)
+    return target, init_args
+
+
+def _construct(target: Any, init_args: Any) -> Any:
+    """An instance; a dict is keyword arguments, as Kubetorch has it."""
+    if init_args is None:
+        return target()
+    if isinstance(init_args, dict):
+        return target(**init_args)
+    return target(*init_args)
+
+
+def _missing(e: ModuleNotFoundError, name: str) -> ModuleNotFoundError:
+    """The same error, with what to do about it."""
+    module = e.name or ""
+    top = module.partition(".")[0]
+    package = _PACKAGES.get(top, top)
+    error = ModuleNotFoundError(
+        f"{e.msg}: {name} needs it and the pod doesn't have it. Add it with "
+        f'Image().pip_install(["{package}"]), or install it in the environment that the pod runs in.',
+        name=e.name,
+        path=e.path,
+    )
+    return error

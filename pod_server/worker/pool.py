@@ -1,0 +1,144 @@
+"""Threads for ``def`` calls: started when needed, kept, and used again last in, first out (the warmest first).
+
+Not `concurrent.futures`: its hand-off costs twice as much, and a thread that doesn't come back from a cancelled call
+must be replaceable.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import itertools
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .calls import Call
+
+__all__ = ["Pool", "PoolThread", "sleepers"]
+
+#: Threads of the pool by identity, for those who ask from within one (`interrupt.sleep`).
+sleepers: dict[int, PoolThread] = {}
+
+
+class PoolThread(threading.Thread):
+    """One thread of the pool.
+
+    Attributes
+    ----------
+    call
+        What it runs and may be interrupted in.
+    nap
+        A lock that is held, except when a sleep is to end because the call was cancelled.
+    """
+
+    def __init__(self, pool: Pool, number: int) -> None:
+        super().__init__(name=f"call-{number}", daemon=True)
+        self.pool = pool
+        #: What it runs or was given to run; the pool's lock guards it.
+        self.job: Call | None = None
+        self.counted = True
+        self.abandoned = False
+        self.call: Call | None = None
+        self.nap = threading.Lock()
+        self.nap.acquire()
+        self.wake = threading.Lock()
+        self.wake.acquire()
+
+    def run(self) -> None:
+        ident = threading.get_ident()
+        sleepers[ident] = self
+        try:
+            self.pool.serve(self)
+        finally:
+            del sleepers[ident]
+
+
+class Pool:
+    """The threads, and the calls that wait for one.
+
+    Parameters
+    ----------
+    limit
+        How many calls run at once.
+    run
+        Called in a thread of the pool with the call and the thread.
+    """
+
+    def __init__(self, limit: int, run: Callable[[Call, PoolThread], None]) -> None:
+        self.limit = limit
+        self._run = run
+        self._lock = threading.Lock()
+        self._idle: list[PoolThread] = []
+        self._queue: collections.deque[Call] = collections.deque()
+        self._busy = 0
+        self._numbers = itertools.count(1)
+
+    def submit(self, call: Call, *, extra: bool = False) -> None:
+        """Run a call when there is a place for it; `extra`: at once, and it takes nobody's place."""
+        with self._lock:
+            if not extra:
+                if self._busy >= self.limit:
+                    self._queue.append(call)
+                    return
+                self._busy += 1
+            thread = self._idle.pop() if self._idle else None
+        self._hand(thread, call, not extra)
+
+    def _hand(self, thread: PoolThread | None, call: Call, counted: bool) -> None:
+        if thread is None:
+            thread = PoolThread(self, next(self._numbers))
+            thread.job = call
+            thread.counted = counted
+            # Maybe at the end of a call: the thread is not the call's.
+            contextvars.Context().run(thread.start)
+        else:
+            thread.job = call
+            thread.counted = counted
+            thread.wake.release()
+
+    def serve(self, thread: PoolThread) -> None:
+        """The life of a thread."""
+        run, lock, queue, idle, wake = self._run, self._lock, self._queue, self._idle, thread.wake
+        while True:
+            assert thread.job is not None
+            run(thread.job, thread)
+            with lock:
+                thread.job = None
+                if thread.abandoned:
+                    return
+                if thread.counted and queue and self._busy <= self.limit:
+                    thread.job = queue.popleft()
+                    continue
+                if thread.counted:
+                    self._busy -= 1
+                idle.append(thread)
+            wake.acquire()
+
+    def abandon(self, thread: PoolThread, call: Call) -> None:
+        """Give the place of the thread that runs `call` to another: the call was cancelled and doesn't end. The thread ends with it."""
+        with self._lock:
+            if thread.job is not call or thread.abandoned:
+                return
+            thread.abandoned = True
+            if not thread.counted:
+                return
+            self._busy -= 1
+        self._fill()
+
+    def resize(self, limit: int) -> None:
+        """Change how many calls run at once."""
+        self.limit = limit
+        self._fill()
+
+    def _fill(self) -> None:
+        """Start what waits and has a place now."""
+        while True:
+            with self._lock:
+                if not self._queue or self._busy >= self.limit:
+                    return
+                call = self._queue.popleft()
+                self._busy += 1
+                thread = self._idle.pop() if self._idle else None
+            self._hand(thread, call, True)
