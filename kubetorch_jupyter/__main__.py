@@ -1,9 +1,9 @@
 """Run a script as a notebook would: ``python -m kubetorch_jupyter SCRIPT [ARGS]``.
 
 Two things differ from ``python SCRIPT``: ``await`` is allowed at the top level, and ``import kubetorch`` means this
-package unless the real one is installed. Everything else is kept: the script is the module ``__main__`` (so its functions
-travel by value), ``sys.argv`` and ``sys.path`` are its own, tracebacks begin in its file, and the exit status is what it
-would be.
+package unless the real one is installed. Everything else is kept: the script is the module ``__main__`` (so its
+functions travel by value), ``sys.argv`` and ``sys.path`` are its own, tracebacks begin in its file, and the exit status
+is what it would be.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _run(code: CodeType, module: ModuleType) -> None:
 def _drive(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None]) -> None:
     """Run the script's coroutine to its end.
 
-    Not by ``Runner.run``: its handler of Ctrl-C only cancels the task, and one that blocks (a synchronous call) would not notice.
+    Not by ``Runner.run``: its handler of Ctrl-C only cancels the task, and one that blocks (a synchronous call) would
+    not notice.
     """
     task = loop.create_task(coroutine, name="script")
     try:

@@ -2,8 +2,9 @@
 
     python scripts/kernel_envs.py [VERSION ...]
 
-The environments are ``.venvs/ipykernel-VERSION``, with this project installed editable and what the tests' cells import.
-They are made side by side, and anew only when what ``pyproject.toml`` says of the project, or this file, has changed.
+The environments are ``.venvs/ipykernel-VERSION``, with this project installed editable and what the tests' cells
+import. They are made side by side, and anew only when what ``pyproject.toml`` says of the project, or this file, has
+changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Real kernels for tests: one process of a chosen environment, driven over its sockets as a frontend would.
 
-`Kernel` starts the kernel and reads everything it publishes; `Cell` is one execution and whatever came with it as parent
-message, also after it ended. Times are those of `time.monotonic` at arrival here.
+`Kernel` starts the kernel and reads everything it publishes; `Cell` is one execution and whatever came with it as
+parent message, also after it ended. Times are those of `time.monotonic` at arrival here.
 """
 
 from __future__ import annotations
@@ -424,7 +424,7 @@ def _describe(process: psutil.Process) -> str:
 
 
 def leftover_processes(runtime_dir: Path) -> list[psutil.Process]:
-    """Living processes, but for this one and its parents, that name the runtime directory in environment or command line."""
+    """Living processes that name the runtime directory in environment or command line, but for this one's own line."""
     mark = os.fsencode(runtime_dir)
     mine = {os.getpid(), *(p.pid for p in psutil.Process().parents())}
     found = []
