@@ -14,7 +14,6 @@ HEAVY = (
     "ipywidgets",
     "kubernetes",
     "httpx",
-    "websockets",
     "uvicorn",
     "uvloop",
     "numpy",

@@ -44,7 +44,7 @@ def test_cpus(given: Any, cores: float) -> None:
     "given", ["lots", "", "-1", -1, 0, "0", "1 core", True, None, [], float("nan"), float("inf"), "1e999", "0.0001"]
 )
 def test_cpus_that_make_no_sense(given: Any) -> None:
-    with pytest.raises(ConfigError, match="CPU cores.*500m") as caught:
+    with pytest.raises(ConfigError, match=r"CPU cores.*500m") as caught:
         parse_cpus(given)
     assert isinstance(caught.value, ValueError)
     assert repr(given)[:20] in str(caught.value)
@@ -71,14 +71,14 @@ def test_bytes(given: Any, size: int) -> None:
 
 @pytest.mark.parametrize("given", ["much", "2GB", "2gi", "-2Gi", True, None, "9Ei9", "16Ei", float("nan")])
 def test_bytes_that_make_no_sense(given: Any) -> None:
-    with pytest.raises(ConfigError, match="is not a size.*2Gi"):
+    with pytest.raises(ConfigError, match=r"is not a size.*2Gi"):
         parse_bytes(given)
 
 
 def test_bytes_that_somebody_forgot_the_unit_of() -> None:
     with pytest.raises(ConfigError, match=r'only 4 bytes: did you mean "4Gi"'):
         parse_bytes("4")
-    with pytest.raises(ConfigError, match="at least"):
+    with pytest.raises(ConfigError, match=r"at least"):
         parse_bytes("100k")
 
 
@@ -94,7 +94,7 @@ def test_count(given: Any, count: int) -> None:
 
 @pytest.mark.parametrize("given", [-1, "-1", 0.5, "0.5", "one", True, None, float("inf"), float("nan"), 10**12, "²"])
 def test_count_that_makes_no_sense(given: Any) -> None:
-    with pytest.raises(ConfigError, match="gpus=.*whole number"):
+    with pytest.raises(ConfigError, match=r"gpus=.*whole number"):
         parse_count(given, "gpus")
 
 
@@ -108,7 +108,7 @@ def test_duration(given: Any, seconds: float) -> None:
 
 @pytest.mark.parametrize("given", ["", "soon", "0m", 0, -5, "-5m", "5x", True, None, float("nan"), float("inf"), "m5"])
 def test_duration_that_makes_no_sense(given: Any) -> None:
-    with pytest.raises(ConfigError, match="is not a duration.*30m"):
+    with pytest.raises(ConfigError, match=r"is not a duration.*30m"):
         parse_duration(given, "inactivity_ttl")
 
 
@@ -116,7 +116,7 @@ def test_names_and_labels() -> None:
     assert check_name("my-ns", "namespace") == "my-ns"
     assert check_name("a.b-c.d", "name", dots=True) == "a.b-c.d"
     for bad in ("", "My", "a_b", "-a", "a-", "a.b", "x" * 64, None, 3):
-        with pytest.raises(ConfigError, match="namespace=.*lower-case"):
+        with pytest.raises(ConfigError, match=r"namespace=.*lower-case"):
             check_name(bad, "namespace")
     assert check_label("app.io/team", "ml", "labels") == ("app.io/team", "ml")
     assert check_label("gpu", True, "labels") == ("gpu", "true")
@@ -138,7 +138,7 @@ def test_names_and_labels() -> None:
 def test_env() -> None:
     assert check_env({"A": 1, "B": 0.5, "C": "x=y"}, "env_vars") == {"A": "1", "B": "0.5", "C": "x=y"}
     for bad in ({"A": None}, {"A=B": "x"}, {"": "x"}, {1: "x"}, "A=1", {"A": True}, {"A": "\0"}, {"A\0": "x"}):
-        with pytest.raises(ConfigError, match="env_vars"):
+        with pytest.raises(ConfigError, match=r"env_vars"):
             check_env(bad, "env_vars")
 
 
