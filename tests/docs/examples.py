@@ -1,4 +1,4 @@
-"""The document's examples, and what is added to each from outside: a preamble for the names it leaves open, and a check.
+"""The document's examples, and what is added to each from outside: a preamble for its open names, and a check.
 
 The examples themselves are run unchanged but for one address, that of the data set, which becomes a server on loopback.
 """
