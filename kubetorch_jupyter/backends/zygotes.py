@@ -68,6 +68,7 @@ class RootZygote:
         self._decoder = Decoder()
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._next = 0
+        self._said = ""
         self._loop = asyncio.get_running_loop()
         self.closed = False
         self._loop.add_reader(connection, self._on_readable)
@@ -185,6 +186,8 @@ class RootZygote:
 
     def stderr(self) -> str:
         """What the process has written to stderr."""
+        if self._stderr.closed:
+            return self._said
         self._stderr.seek(0)
         return self._stderr.read().decode(errors="replace")[-8000:]
 
@@ -210,15 +213,21 @@ class RootZygote:
         if not self._loop.is_closed():
             self._loop.remove_reader(self._connection)
         self._connection.close()
+        # What it says from now on is for nobody; what it said is kept.
+        self._said = self.stderr()
+        self._stderr.close()
 
     def abandon(self) -> None:
         """In a forked child: it is the parent's. Touches neither the process nor the parent's loop."""
-        self.closed = True
-        self._connection.close()
         self.forget()
 
     def forget(self) -> None:
-        """Have the process outlive this one without a warning."""
+        """At this process's end, from any thread: let go without waiting, and without a warning."""
+        if not self.closed:
+            self.closed = True
+            # Not taken from the loop, which may be running in its thread, or be the parent's: a closed descriptor is.
+            self._connection.close()
+            self._stderr.close()
         if self._process.poll() is None:
             # The only way to tell Popen that nobody is going to wait for it, and that this is meant.
             self._process.returncode = 0

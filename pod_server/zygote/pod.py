@@ -17,7 +17,7 @@ from typing import Any
 
 from .. import processes
 from ..processes import DirectoryWatch, Process
-from ..wire import Decoder, Frame, FrameType, encode
+from ..wire import Decoder, Frame, FrameType, WireError, encode
 from .child import Poller, drain, fork, send_all, take_signals
 
 __all__ = ["pod_zygote", "remove_directory"]
@@ -69,10 +69,12 @@ class _Pod:
         """Serve the front until it closes the connection."""
         self.poller.add(self.wake, self._on_children)
         self.poller.add(self.front, self._on_front)
-        self._send(FrameType.HELLO, role="zygote", pid=os.getpid())
-        while not self.over:
-            self.poller.once()
-        self.kill(lambda: processes.tree(os.getpid()), 10.0)
+        try:
+            self._send(FrameType.HELLO, role="zygote", pid=os.getpid())
+            while not self.over:
+                self.poller.once()
+        finally:
+            self.kill(lambda: processes.tree(os.getpid()), 10.0)
 
     def _send(self, type: FrameType, **meta: Any) -> None:
         if not send_all(self.front, encode(type, 0, meta)):
@@ -86,8 +88,12 @@ class _Pod:
         if not data:
             self.over = True
             return
-        for frame in self.decoder.feed(data):
-            self._handle(frame)
+        try:
+            for frame in self.decoder.feed(data):
+                self._handle(frame)
+        except (WireError, KeyError) as e:
+            print(f"the front sent something that makes no sense: {e!r}", file=sys.stderr)
+            self.over = True
 
     def _handle(self, frame: Frame) -> None:
         meta = frame.meta
@@ -217,7 +223,8 @@ def _connect(dir: str) -> int | None:
             except (FileNotFoundError, ConnectionRefusedError):
                 connection.close()
             # The front binds its socket and writes front.json when it listens: both are seen here.
-            watch.wait(5.0)
+            # Removed while we hold it open, the directory doesn't tell: that is looked for now and then.
+            watch.wait(1.0)
     finally:
         watch.close()
     return None

@@ -398,7 +398,7 @@ def _front(params: dict[str, Any], token: str, words: int) -> int:
     except BaseException as e:
         what = str(e) or type(e).__name__
         if isinstance(e, OSError) and e.errno == errno.EADDRINUSE:
-            what = f"port {params.get('port')} of {params.get('host')} is taken"
+            what = f"port {params.get('port')} is taken; choose another, or none to get a free one"
         os.write(words, json.dumps({"reason": what, "errno": getattr(e, "errno", None)}).encode())
         raise
     return status
