@@ -85,6 +85,10 @@ def _stdio(log: str | None) -> None:
     for fd in {null, out}:
         if fd > 2:
             os.close(fd)
+    # New ones: what the parent's hold unwritten is the parent's to write.
+    sys.stdin = open(0, encoding="utf-8", closefd=False)
+    sys.stdout = open(1, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stderr = open(2, "w", 1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def fork(
