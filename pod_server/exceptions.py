@@ -14,7 +14,7 @@ import json
 import traceback
 import types
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from . import _tracebacks, serialization
 from ._unpicklable import type_name as _type_name
@@ -94,6 +94,11 @@ def encode(exc: BaseException) -> list[Buffer]:
     return buffers
 
 
+def _get(e: BaseException, name: str) -> Any:
+    """An attribute of `BaseException` itself, past a ``__getattribute__`` of the user's."""
+    return vars(BaseException)[name].__get__(e)
+
+
 def _walk(exc: BaseException) -> list[BaseException]:
     """All exceptions that can be reached, the given one first."""
     found: list[BaseException] = []
@@ -105,18 +110,17 @@ def _walk(exc: BaseException) -> list[BaseException]:
             continue
         seen.add(id(e))
         found.append(e)
-        todo += [x for x in (e.__cause__, e.__context__) if x is not None]
-        if isinstance(e, _GROUP):
-            todo += e.exceptions
+        todo += [x for x in (_get(e, "__cause__"), _get(e, "__context__")) if x is not None]
+        if issubclass(type(e), _GROUP):
+            todo += cast(Any, e).exceptions
     return found
 
 
 def _builtin_base(cls: type[BaseException]) -> type[BaseException]:
     """The nearest base that every Python has."""
-    base: type
     for base in cls.__mro__:
         if issubclass(base, BaseException) and getattr(builtins, base.__name__, None) is base:
-            return base
+            return cast("type[BaseException]", base)
     return Exception
 
 
@@ -127,7 +131,7 @@ def _describe(e: BaseException, index: dict[int, int], buffers: list[Buffer]) ->
         "type": _class_name(cls),
         "base": base.__name__,
         "message": message(e),
-        "frames": _tracebacks.capture(e.__traceback__),
+        "frames": _tracebacks.capture(_get(e, "__traceback__")),
     }
     notes = getattr(e, "__notes__", None)
     if isinstance(notes, (list, tuple)):
@@ -137,10 +141,10 @@ def _describe(e: BaseException, index: dict[int, int], buffers: list[Buffer]) ->
             data[key] = index[id(other)]
     if e.__suppress_context__:
         data["suppress"] = True
-    if isinstance(e, _GROUP):
-        data["group"] = [index[id(x)] for x in e.exceptions if id(x) in index]
-        data["group_message"] = str(e.message)
-    if not isinstance(e, _CONTROL):
+    if issubclass(type(e), _GROUP):
+        data["group"] = [index[id(x)] for x in cast(Any, e).exceptions if id(x) in index]
+        data["group_message"] = str(cast(Any, e).message)
+    if not issubclass(type(e), _CONTROL):
         lost: list[str] = []
         pickled = _pickle(e, base, lost)
         if pickled is not None:
@@ -158,10 +162,10 @@ def _class_name(cls: type) -> str:
 
 def _describe_by_text(e: BaseException, problem: BaseException) -> dict[str, Any]:
     return {
-        "type": type.__getattribute__(type(e), "__name__"),
+        "type": type.__getattribute__(type(e), "__name__"),  # past a metaclass of the user's
         "base": "Exception",
         "message": message(e),
-        "frames": [],
+        "frames": _tracebacks.capture(_get(e, "__traceback__")),
         "notes": [f"(its description failed in the pod: {type(problem).__name__})"],
     }
 
@@ -212,7 +216,7 @@ def _take_apart(
     e: BaseException, base: type[BaseException]
 ) -> tuple[type[BaseException], tuple[Any, ...], dict[str, Any], dict[str, Any]]:
     reduced = base.__reduce__(e)
-    args = () if isinstance(e, _GROUP) else tuple(reduced[1])  # OSError's has the file name, which its args lack
+    args = () if issubclass(type(e), _GROUP) else tuple(reduced[1])  # OSError's has the file name, which its args lack
     state = {k: v for k, v in (getattr(e, "__dict__", None) or {}).items() if k != "__notes__"}
     fields: dict[str, Any] = {}
     for cls in type(e).__mro__:
@@ -227,7 +231,7 @@ def _take_apart(
                     fields.setdefault(name, d.__get__(e))
                 except (AttributeError, TypeError):  # a slot that isn't set; a field that needs more arguments first
                     continue
-    if isinstance(e, _GROUP):
+    if issubclass(type(e), _GROUP):
         fields.pop("message", None)
         fields.pop("exceptions", None)
     return type(e), args, state, fields
@@ -253,7 +257,8 @@ def _or_text(value: Any, name: str, lost: list[str]) -> Any:
 
 def _safe_format(exc: BaseException) -> str:
     try:
-        return format(exc)
+        text = format(exc)
+        return text if len(text) <= _MAX_TEXT else text[:_MAX_TEXT] + "…\n"
     except Exception as e:  # never fail: the type and the message are enough
         return f"{type(exc).__name__}: {message(exc)}\n(its traceback can't be shown: {type(e).__name__})\n"
 
@@ -283,7 +288,7 @@ def format(exc: BaseException) -> str:
 def _framework_files(exc: BaseException) -> set[str]:
     files = set()
     for e in _walk(exc):
-        for frame, _ in traceback.walk_tb(e.__traceback__):
+        for frame, _ in traceback.walk_tb(_get(e, "__traceback__")):
             if _tracebacks.is_framework(frame):
                 files.add(frame.f_code.co_filename)
     return files

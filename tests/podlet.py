@@ -1,6 +1,7 @@
-"""The far side of shipping in a process of its own: `Podlet` loads bundles and calls what is in them; `Cells` is a notebook.
+"""The far side of shipping in a process of its own: `Podlet` loads bundles and calls what is in them.
 
-A podlet has the pod's loader and serialization but neither front nor frames, so that what a test sees is shipping alone.
+It has the pod's loader and serialization but neither front nor frames, so that what a test sees is shipping alone.
+`Cells` plays the notebook.
 """
 
 from __future__ import annotations
