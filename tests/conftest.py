@@ -54,9 +54,12 @@ def _nothing_left() -> Iterator[None]:
     for process in left:
         process.kill()
     files = leftover_files(RUNTIME_DIR)
-    shutil.rmtree(RUNTIME_DIR, ignore_errors=True)
     assert not lines, "the tests left processes:\n" + "\n".join(lines)
     assert not files, f"the tests left files: {files}"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(RUNTIME_DIR, ignore_errors=True)
 
 
 def _shut_down() -> None:
