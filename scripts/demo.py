@@ -37,7 +37,7 @@ class Terminal:
         """A cell that is about to run."""
         print()
         for i, line in enumerate(code.splitlines()):
-            print(self._dim(f"In [{number}]:".rjust(8) if not i else "   ...: "), line)
+            print(self._dim((f"In [{number}]:" if not i else "...:").rjust(8)), line)
         self._began, self._at_start = time.monotonic(), True
 
     def message(self, message: dict[str, Any]) -> None:
@@ -67,7 +67,10 @@ def run(notebook: Path, folder: Path) -> int:
     argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     (spec / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "demo", "language": "python"}))
     specs = KernelSpecManager(kernel_dirs=[str(spec.parent)], ensure_native_kernel=False)
-    manager = KernelManager(kernel_name="demo", kernel_spec_manager=specs)
+    # By Unix sockets in our own folder: nothing for others to read, and no warning of the kernel's that they might.
+    manager = KernelManager(
+        kernel_name="demo", kernel_spec_manager=specs, transport="ipc", ip=str(folder / "socket"), connection_file=""
+    )
     manager.start_kernel(cwd=str(notebook.parent))
     client: BlockingKernelClient = manager.client()
     client.start_channels()
