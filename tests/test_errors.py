@@ -9,6 +9,7 @@ import pytest
 
 import pod_server.exceptions
 from kubetorch_jupyter import errors
+from kubetorch_jupyter import remote_error as remote_errors
 from kubetorch_jupyter.errors import (
     CallError,
     CallTimeoutError,
@@ -74,7 +75,7 @@ def test_the_docstring_draws_the_tree_as_it_is() -> None:
 @pytest.mark.parametrize("cls", CLASSES)
 def test_every_error_survives_a_pickle(cls: type[KubetorchError]) -> None:
     # Every keyword that the class takes gets a value of its own, so that a lost one shows.
-    keywords = {key: f"<{key}>" for key in (cls.__init__.__kwdefaults__ or {})}
+    keywords = {key: f"<{key}>" for key in cls._fields}
     for name in ("events", "added", "removed", "previous", "current"):
         if name in keywords:
             keywords[name] = ["one", "two"]  # type: ignore[assignment]
@@ -199,7 +200,7 @@ def test_remote_error_classes_are_shared_and_bounded() -> None:
     assert type(remote_error("a.B", "1")) is not type(remote_error("c.B", "1"))
     for number in range(3000):
         remote_error(f"a.B{number}", "m")
-    assert len(errors._remote_classes) <= errors._MAX_REMOTE_CLASSES
+    assert len(remote_errors._remote_classes) <= remote_errors._MAX_REMOTE_CLASSES
 
 
 def test_the_roots() -> None:
@@ -208,3 +209,8 @@ def test_the_roots() -> None:
     assert issubclass(NotDeployedError, DeployError)
     with pytest.raises(KubetorchError):
         raise ConfigError("x")
+
+
+def test_a_keyword_that_a_class_has_not() -> None:
+    with pytest.raises(TypeError, match="CallTimeoutError has no cause"):
+        CallTimeoutError(cause="x")  # type: ignore[call-arg]
