@@ -6,7 +6,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, NoReturn
 
@@ -18,9 +18,12 @@ from .values import (
     EMPTY,
     FrozenMapping,
     check_env,
+    check_flag,
     check_label,
+    check_list,
     check_name,
     check_names,
+    check_text,
     describe,
     format_bytes,
     freeze,
@@ -350,18 +353,6 @@ def _gpus(value: Any, what: str) -> int | None:
     return parse_count(value, what, most=1000) or None
 
 
-def _flag(value: Any, what: str) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise ConfigError(f"{what}={describe(value)} is not accepted: use True or False")
-
-
-def _text(value: Any, what: str) -> str:
-    if isinstance(value, str) and value.strip() and "\0" not in value:
-        return value.strip()
-    raise ConfigError(f"{what}={describe(value)} is not accepted: use a string that isn't empty")
-
-
 def _name(value: Any, what: str) -> str:
     return check_name(value, what)
 
@@ -371,7 +362,7 @@ def _dotted(value: Any, what: str) -> str:
 
 
 def _gpu_type(value: Any, what: str) -> str:
-    text = _text(value, what)
+    text = check_text(value, what)
     label, colon, product = text.rpartition(":")
     check_label(label.strip() if colon else _GPU_LABEL, product.strip(), what)
     return text
@@ -389,25 +380,19 @@ def _mapping(value: Any, what: str) -> FrozenMapping:
     return FrozenMapping(check_names(value, what))
 
 
-def _items(value: Any, what: str, kind: str) -> list[Any]:
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
-        return list(value)
-    raise ConfigError(f"{what}={describe(value)} is not accepted: use a list of {kind}")
-
-
 def _volumes(value: Any, what: str) -> tuple[str | Volume, ...]:
-    items = _items(value, what, "kt.Volume(...) or names of volumes")
+    items = check_list(value, what, "kt.Volume(...) or names of volumes")
     return tuple(item if isinstance(item, Volume) else check_name(item, what, dots=True) for item in items)
 
 
 def _secrets(value: Any, what: str) -> tuple[str | Secret, ...]:
-    items = _items(value, what, "kt.Secret(...) or names of secrets")
+    items = check_list(value, what, "kt.Secret(...) or names of secrets")
     return tuple(item if isinstance(item, Secret) else check_name(item, what, dots=True) for item in items)
 
 
 def _tolerations(value: Any, what: str) -> tuple[FrozenMapping, ...]:
     found = []
-    for item in _items(value, what, "dictionaries"):
+    for item in check_list(value, what, "dictionaries"):
         if not isinstance(item, Mapping) or not item or not set(item) <= _TOLERATION_KEYS:
             raise ConfigError(
                 f"{what}: {describe(item)} is not a toleration: use {', '.join(sorted(_TOLERATION_KEYS))}"
@@ -423,7 +408,7 @@ def _pull_policy(value: Any, what: str) -> str:
 
 
 def _serializations(value: Any, what: str) -> tuple[str, ...]:
-    items = _items([value] if isinstance(value, str) else value, what, "names")
+    items = check_list([value] if isinstance(value, str) else value, what, "names")
     if items and all(item in _SERIALIZATIONS for item in items):
         return tuple(name for name in _SERIALIZATIONS if name in items)
     raise ConfigError(f"{what}={describe(value)} is not accepted: use a list of {', '.join(_SERIALIZATIONS)}")
@@ -445,14 +430,14 @@ def _image(value: Any, what: str) -> Image:
 
 
 def _folder(value: Any, what: str) -> str:
-    text = _text(str(value), what)
+    text = check_text(str(value), what)
     if text.startswith("/"):
         return text
     raise ConfigError(f"{what}={describe(value)} must be an absolute path")
 
 
 def _path(value: Any, what: str) -> str:
-    return _text(str(value) if hasattr(value, "__fspath__") else value, what)
+    return check_text(str(value) if hasattr(value, "__fspath__") else value, what)
 
 
 def _replicas(value: Any, what: str) -> int:
@@ -481,12 +466,12 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "tolerations": _tolerations,
     "env_vars": check_env,
     "secrets": _secrets,
-    "freeze": _flag,
+    "freeze": check_flag,
     "kubeconfig_path": _path,
     "service_account_name": _dotted,
     "image_pull_policy": _pull_policy,
     "inactivity_ttl": _ttl,
-    "gpu_anti_affinity": _flag,
+    "gpu_anti_affinity": check_flag,
     "launch_timeout": parse_duration,
     "working_dir": _folder,
     "shared_memory_limit": _size,
@@ -498,8 +483,8 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "memory_limit": _size,
     "concurrency": _replicas,
     "unschedulable_timeout": parse_duration,
-    "detach": _flag,
-    "run_as_root": _flag,
+    "detach": check_flag,
+    "run_as_root": check_flag,
 }
 
 _DEFAULTS: dict[str, Any] = {item.name: None if item.default is MISSING else item.default for item in fields(Compute)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 from .errors import ConfigError
-from .values import check_name, describe, parse_bytes, parse_count, parse_duration
+from .values import check_name, check_text, describe, parse_bytes, parse_count, parse_duration
 
 __all__ = ["Config", "config"]
 
@@ -61,14 +61,8 @@ class Setting(Generic[T]):
             raise ConfigError(f"{error} (read from {source})") from None
 
 
-def _text(value: object, what: str) -> str:
-    if isinstance(value, str) and value.strip():
-        return value.strip()
-    raise ConfigError(f"{what}={describe(value)} is not accepted: use a string that isn't empty")
-
-
 def _optional_text(value: object, what: str) -> str | None:
-    return _text(value, what)
+    return check_text(value, what)
 
 
 def _namespace(value: object, what: str) -> str | None:
@@ -157,7 +151,7 @@ class Config:
     >>> settings.stream_logs = None  # forget what was set here
     """
 
-    username = Setting(_user, _text, "Whose services these are; a prefix of their names on a shared cluster.")
+    username = Setting(_user, check_text, "Whose services these are; a prefix of their names on a shared cluster.")
     namespace = Setting[str | None](None, _namespace, "Kubernetes namespace of services whose Compute names none.")
     backend = Setting("auto", _backend, '"auto", "local" (this machine) or "kubernetes".')
     context = Setting[str | None](None, _optional_text, "Context of the kubeconfig.")
@@ -174,7 +168,7 @@ class Config:
     volumes = Setting[tuple[str, ...]]((), _names, "Volumes that every cluster service gets.")
     # Kubetorch's own, for its installation on a cluster; here there is none. Kept so that its files and scripts work.
     stream_metrics = Setting(False, _flag, "Kubetorch's; kept, not used.")
-    log_verbosity = Setting("info", _text, "Kubetorch's; kept, not used.")
+    log_verbosity = Setting("info", check_text, "Kubetorch's; kept, not used.")
     license_key = Setting[Any](None, _anything, "Kubetorch's; kept, not used.")
     install_namespace = Setting[Any](None, _anything, "Kubetorch's; kept, not used.")
     install_url = Setting[Any](None, _anything, "Kubetorch's; kept, not used.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .errors import ConfigError
@@ -17,9 +17,12 @@ __all__ = [
     "EMPTY",
     "FrozenMapping",
     "check_env",
+    "check_flag",
     "check_label",
+    "check_list",
     "check_name",
     "check_names",
+    "check_text",
     "describe",
     "format_bytes",
     "freeze",
@@ -288,6 +291,27 @@ def parse_duration(value: object, what: str = "timeout") -> float:
             f'{what}={describe(value)} is not a duration: use "30m", "4h", "1h30m" or a number of seconds above 0'
         )
     return seconds
+
+
+def check_flag(value: object, what: str) -> bool:
+    """True or False; anything else is a `ConfigError`."""
+    if isinstance(value, bool):
+        return value
+    raise ConfigError(f"{what}={describe(value)} is not accepted: use True or False")
+
+
+def check_text(value: object, what: str) -> str:
+    """A string that says something, without space around it; anything else is a `ConfigError`."""
+    if isinstance(value, str) and value.strip() and "\0" not in value:
+        return value.strip()
+    raise ConfigError(f"{what}={describe(value)} is not accepted: use a string that isn't empty")
+
+
+def check_list(value: object, what: str, kind: str) -> list[Any]:
+    """The items of a list or another iterable of `kind`, no string; anything else is a `ConfigError`."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+        return list(value)
+    raise ConfigError(f"{what}={describe(value)} is not accepted: use a list of {kind}")
 
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
