@@ -27,7 +27,7 @@ from pod_server.wire import LogKind
 from .transport.portal import get_portal
 from .transport.session import hold_reading
 
-__all__ = ["CallOutput", "open_output", "set_output_factory"]
+__all__ = ["Output", "open_output", "set_output_factory"]
 
 log = logging.getLogger(__name__)
 
@@ -52,29 +52,34 @@ class _Cell:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.running: set[CallOutput] = set()
+        self.running: set[Output] = set()
         self._numbers = itertools.count(1)
         #: Whose incomplete line stands at the end of each stream; only the writer's thread looks at it while calls run.
-        self.partial: dict[str, CallOutput] = {}
+        self.partial: dict[str, Output] = {}
 
-    def enter(self, output: CallOutput) -> int:
+    def enter(self, output: Output) -> int:
         self.running.add(output)
         if len(self.running) > 1:
             for each in self.running:
                 each.prefixed = True
         return next(self._numbers)
 
-    def leave(self, output: CallOutput) -> None:
+    def leave(self, output: Output) -> None:
         self.running.discard(output)
         if not self.running:
             # The last line stays as it is, and a later call goes on there, as it would have done here.
             self.partial.clear()
             if self.key:
-                _cells.pop(self.key, None)
+                _forget(self)
 
 
 _cells: dict[str, _Cell] = {}
 _cells_lock = threading.Lock()
+
+
+def _forget(cell: _Cell) -> None:
+    if _cells.get(cell.key) is cell:  # an output may leave twice, and the key have a new cell by then
+        del _cells[cell.key]
 
 
 def _shell() -> Any:
@@ -98,7 +103,7 @@ def _parent_message() -> dict[str, Any] | None:
 _START, _RETURNED, _INSIDE = range(3)
 
 
-class CallOutput:
+class Output:
     """The output of one call; made in the caller's thread and context when the call starts.
 
     Parameters
@@ -155,7 +160,16 @@ class CallOutput:
             self.leave()
             then()
         else:
-            _writer.put(self, None, then)
+            self._fed += 1
+            _writer.put(self, None, (then, True))
+
+    def after(self, then: Callable[[], None]) -> None:
+        """Call ``then`` when what has come so far has been written; more may come."""
+        if self._fed == self.written:
+            then()
+        else:
+            self._fed += 1
+            _writer.put(self, None, (then, False))
 
     def mute(self) -> None:
         """Show nothing more of this call; any thread."""
@@ -221,7 +235,7 @@ class CallOutput:
             if whose is not self:
                 self._end_line(stream, whose)
 
-    def _end_line(self, stream: str, whose: CallOutput) -> None:
+    def _end_line(self, stream: str, whose: Output) -> None:
         _emit(stream, "\n")
         self._cell.partial.pop(stream, None)
         whose._position[stream] = _START
@@ -306,8 +320,9 @@ def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
 
 # -- the writer --------------------------------------------------------------------------------------------------------
 
-#: What stands in line: a piece of a log, or, with no kind, what to call when the output's pieces before it are written.
-_Entry = tuple[CallOutput, LogKind | None, Any]
+#: What stands in line: a piece of a log, or, with no kind, what to call when all before it is written, and whether that
+#: is the end of the output.
+_Entry = tuple[Output, LogKind | None, Any]
 
 
 class _Writer:
@@ -322,11 +337,11 @@ class _Writer:
         self._done = 0
         self._held = False
 
-    def put(self, output: CallOutput, kind: LogKind | None, data: Any) -> None:
+    def put(self, output: Output, kind: LogKind | None, data: Any) -> None:
         """Put something in line; on the portal."""
         if self._closed:
             if kind is None:
-                data()
+                data[0]()
             return
         with self._lock:
             self._line.put((output, kind, data))
@@ -355,14 +370,16 @@ class _Writer:
 
     def _batch(self, entry: _Entry | None) -> None:
         """Write what is in line, then flush once; calls end when theirs is flushed."""
-        written: dict[CallOutput, int] = {}
-        ends: list[Callable[[], None]] = []
+        written: dict[Output, int] = {}
+        marks: list[tuple[Output, Callable[[], None]]] = []
         size = 0
         while entry is not None:
             output, kind, data = entry
             if kind is None:
-                output.context.run(self._guarded, output, output.close)
-                ends.append(data)
+                then, last = data
+                if last:
+                    output.context.run(self._guarded, output, output.close)
+                marks.append((output, then))
             else:
                 if not output.muted:
                     output.context.run(self._guarded, output, output.write, kind, data)
@@ -381,19 +398,20 @@ class _Writer:
             break  # there is one sys.stdout; flushing writes out what all contexts have put in
         for output, n in written.items():
             output.written += n
-        for then in ends:
+        for output, then in marks:
             then()
+            output.written += 1
         self._done += size
         if self._held and self._put - self._done < _RESUME:
             self._held = False
             get_portal().call(hold_reading, False)
 
     @staticmethod
-    def _guarded(output: CallOutput, write: Callable[..., None], *args: Any) -> None:
+    def _guarded(output: Output, write: Callable[..., None], *args: Any) -> None:
         try:
             write(*args)
         except Exception as e:
-            # A closed pipe, a closed file, a broken stand-in for sys.stdout: the call's value is worth more than its output.
+            # A closed pipe, a closed file, a broken stand-in for sys.stdout: the value is worth more than the output.
             output.muted = True
             log.warning("the output of a call can't be written: %s: %s", type(e).__name__, e)
 
@@ -426,21 +444,21 @@ atexit.register(lambda: _writer.close())
 
 # -- the door ----------------------------------------------------------------------------------------------------------
 
-_factory: Callable[[str], CallOutput] = CallOutput
+_factory: Callable[[str], Output] = Output
 
 
-def open_output(label: str) -> CallOutput:
+def open_output(label: str) -> Output:
     """The output for a call that starts now, in this thread and context."""
     return _factory(label)
 
 
-def set_output_factory(factory: Callable[[str], CallOutput] | None) -> None:
-    """Have other outputs made: a subclass of `CallOutput` that knows more about its place.
+def set_output_factory(factory: Callable[[str], Output] | None) -> None:
+    """Have other outputs made: a subclass of `Output` that knows more about its place.
 
     Parameters
     ----------
     factory
-        Takes the call's label; None for `CallOutput` itself.
+        Takes the call's label; None for `Output` itself.
     """
     global _factory
-    _factory = factory if factory is not None else CallOutput
+    _factory = factory if factory is not None else Output

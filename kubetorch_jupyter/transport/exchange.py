@@ -23,7 +23,7 @@ __all__ = ["Exchange", "LoadExchange", "RemoteFailure", "Sink"]
 
 
 class Sink(Protocol):
-    """Where an exchange's log goes; `kubetorch_jupyter.streams.CallOutput` is one. Must not block."""
+    """Where an exchange's log goes; `kubetorch_jupyter.streams.Output` is one. Must not block."""
 
     def feed(self, kind: LogKind, data: bytes) -> None:
         """Take a piece of the log."""
@@ -76,6 +76,7 @@ class Exchange:
         "meta",
         "result",
         "result_wanted",
+        "sent",
         "session",
         "sink",
         "type",
@@ -101,12 +102,14 @@ class Exchange:
         self.items = 0
         self.granted = meta["gen"] if meta and "gen" in meta else 0
         self.cancelled: str | None = None
-        #: How many downloads are under way, and the result that waits for them.
-        self.fetching = 0
+        #: What is being downloaded (items by number, None for the result), and the result that waits for it.
+        self.fetching: set[int | None] = set()
         self.result: tuple[int, Mapping[str, Any], Sequence[wire.Buffer]] | None = None
         self.result_wanted = True
         #: Whether the payload goes beside the session.
         self.bulk = False
+        #: Whether the pod may know of it.
+        self.sent = False
         self.work: set[asyncio.Task[None]] | None = None
         self._frame: bytes | None = None
         self._uploaded = False
@@ -116,6 +119,10 @@ class Exchange:
 
     #: Whether the pod may forget the call as soon as its result is here.
     acknowledges = True
+
+    def on_sent(self) -> None:
+        """It is on its way: from now on the pod may know of it."""
+        self.sent = True
 
     def on_item(self, index: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]) -> None:
         """Take an item of a generator; large ones may come later than their followers."""
@@ -155,8 +162,10 @@ class Exchange:
         """The frame that asks for the rest of it."""
         meta: dict[str, Any] = {"log": self.log_offset}
         if self.granted:
-            meta["item"] = self.items
-            meta["credit"] = self.granted - self.items
+            # An item whose download is under way hasn't arrived: the pod is to keep its file.
+            item = min((i for i in self.fetching if i is not None), default=self.items)
+            meta["item"] = item
+            meta["credit"] = self.granted - item
         if self.type is FrameType.RESUME:
             meta = {**(self.meta or {}), **meta}
         return wire.encode(FrameType.RESUME, self.channel, meta)

@@ -310,6 +310,7 @@ class Session:
         for channel, exchange in self._exchanges.items():
             if channel > high_water:
                 self._send(exchange.frame())
+                exchange.on_sent()
             else:
                 self._send(exchange.resume_frame())
             if exchange.cancelled is not None:
@@ -469,7 +470,7 @@ class Session:
             return  # had it before the connection broke
         exchange.items = index + 1
         if frame.flags & wire.F_BULK:
-            exchange.fetching += 1
+            exchange.fetching.add(index)
             exchange.add_work(self._portal.own(self._fetch(exchange, frame, meta, index)))
         else:
             exchange.on_item(index, meta, frame.buffers)
@@ -480,7 +481,7 @@ class Session:
             if not exchange.result_wanted:
                 return  # the download of it goes on from before the break
             exchange.result_wanted = False
-            exchange.fetching += 1
+            exchange.fetching.add(None)
             exchange.add_work(self._portal.own(self._fetch(exchange, frame, meta, None)))
         elif exchange.fetching:
             if exchange.result_wanted:
@@ -496,7 +497,7 @@ class Session:
         except Exception as e:
             self._fail(exchange, e)
             return
-        exchange.fetching -= 1
+        exchange.fetching.discard(index)
         if index is not None:
             exchange.on_item(index, meta, buffers)
         else:
@@ -579,6 +580,7 @@ class Session:
         self._exchanges[exchange.channel] = exchange
         if self._ready:
             self._send(frame)
+            exchange.on_sent()
             if exchange.upload_wanted:
                 self._upload(exchange)
 
@@ -607,6 +609,12 @@ class Session:
         if exchange.cancelled is None and exchange.channel in self._exchanges:
             exchange.cancelled = reason
             self._send(wire.encode(FrameType.CANCEL, exchange.channel, {"reason": reason}))
+
+    def leave(self, exchange: Exchange) -> None:
+        """Hear no more of it; what runs, runs on."""
+        if self._exchanges.pop(exchange.channel, None) is not None:
+            exchange.end()
+            self.acknowledge(exchange.channel)
 
     def credit(self, exchange: Exchange, n: int) -> None:
         """Allow ``n`` more items."""

@@ -1,0 +1,28 @@
+"""Calls: from a handle's arguments to the value or exception that its pod answers, and the `Call` that users hold."""
+
+from __future__ import annotations
+
+from .generators import AsyncItems, Items, iterate, iterate_async
+from .handle import Call, attach_call, recent_calls, spawn
+from .invocation import invoke, invoke_async
+from .mapping import Mapping, map_calls
+from .run import decode_error
+from .target import CallOptions, Target
+
+__all__ = [
+    "AsyncItems",
+    "Call",
+    "CallOptions",
+    "Items",
+    "Mapping",
+    "Target",
+    "attach_call",
+    "decode_error",
+    "invoke",
+    "invoke_async",
+    "iterate",
+    "iterate_async",
+    "map_calls",
+    "recent_calls",
+    "spawn",
+]

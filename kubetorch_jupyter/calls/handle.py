@@ -1,0 +1,431 @@
+"""Calls that nobody waits for at once: `Call`, made by ``spawn`` and ``attach``."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import functools
+import html
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Generic, TypeVar, cast
+
+from pod_server import wire
+from pod_server.wire import FrameType, LogKind
+
+from ..errors import CallCancelledError, KubetorchError, RecordExpiredError, UnknownCallError, from_wire
+from ..transport.exchange import Exchange
+from ..transport.portal import get_inlet, get_portal
+from .run import Payload, Run, encode_arguments, nobody
+from .target import CallOptions, Target
+
+__all__ = ["Call", "attach_call", "recent_calls", "spawn"]
+
+T = TypeVar("T")
+
+#: The last calls of this process that were spawned or attached to, as long as somebody holds them.
+_recent: deque[weakref.ref[Call[Any]]] = deque(maxlen=200)
+
+
+class _HeldRun(Run):
+    """A call whose record the pod keeps until its result has been read."""
+
+    __slots__ = ("begun",)
+
+    begun: Callable[[], None]
+    acknowledges = False
+
+    def _begin_on(self, session: Any) -> None:
+        super()._begin_on(session)
+        self.begun()
+
+    def on_error(self, error: Exception) -> None:
+        super().on_error(error)
+        self.begun()
+
+
+class _AttachedRun(_HeldRun):
+    """Somebody's call, from the start of its log."""
+
+    __slots__ = ()
+
+    def __init__(self, target: Target, label: str, id: str, options: CallOptions) -> None:
+        self._setup(FrameType.RESUME, target, label, {"id": id}, [], options)
+
+    @property
+    def id(self) -> str | None:
+        """The id that it was attached to by."""
+        return str(self.meta["id"]) if self.meta else None
+
+
+class Call(Generic[T]):
+    """One call that was spawned, or attached to: its identity, state, result and log.
+
+    Waiting for it, by `result` or ``await``, and being interrupted in that doesn't cancel it; `cancel` does. Its record
+    stays in the pod until the result has been read, or for an hour after its end, so ``kt.attach(call.id)`` finds it
+    from another kernel.
+
+    Examples
+    --------
+    >>> call = train.spawn(epochs=3)      # doctest: +SKIP
+    >>> call.status, call.id              # doctest: +SKIP
+    ('running', 'train/01JD0000000000000800000003')
+    >>> call.result(timeout=60)           # doctest: +SKIP
+    """
+
+    def __init__(
+        self, target: Target, function: str, id: str | None, make: Callable[[], _HeldRun], retries: int
+    ) -> None:
+        self._target = target
+        self._function = function
+        self._given_id = id
+        self._make = make
+        self._retries = retries
+        self._lock = threading.Lock()
+        self._begun = threading.Event()
+        self._waiters: list[Callable[[], None]] = []
+        self._cancel_wanted = False
+        self._ended = False
+        self._read = False
+        self._value: Any = None
+        self._error: tuple[BaseException, Any] | None = None
+        with self._lock:  # it may end before we know it
+            self._run = self._launch()
+        _recent.append(weakref.ref(self))
+
+    def _launch(self) -> _HeldRun:
+        run = self._make()
+        # The run holds the call until it ends, which is right: its output is to be shown although nobody waits.
+        run.notify = self._on_end
+        run.begun = self._begun.set
+        run.start()
+        if not self._retries:
+            self._make = _nothing  # it holds the arguments
+        return run
+
+    def _on_end(self) -> None:
+        with self._lock:
+            if self._retries and not self._cancel_wanted and self._run.lost():
+                self._retries -= 1
+                self._run = self._launch()
+                return
+            self._ended = True
+            self._make = _nothing
+            self._run.notify = nobody
+            waiters, self._waiters = self._waiters, []
+        for wake in waiters:
+            wake()
+
+    # -- what it is --------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """Its public id, for ``kt.attach`` in any kernel; waits until it has been sent.
+
+        Raises
+        ------
+        KubetorchError
+            When it could not be sent.
+        """
+        if self._given_id is not None:
+            return self._given_id
+        self._begun.wait()
+        id = self._run.id
+        if id is None:
+            outcome = self._run.outcome
+            assert isinstance(outcome, Exception)
+            raise outcome
+        return id
+
+    @property
+    def function(self) -> str:
+        """The name of what was called."""
+        return self._function
+
+    @property
+    def service(self) -> str:
+        """The name of the service."""
+        return self._target.name
+
+    @property
+    def status(self) -> str:
+        """Where it is, as far as is known here.
+
+        ``"starting"``, ``"running"``, ``"cancelling"``, ``"done"``, ``"failed"``, ``"cancelled"`` or ``"lost"``.
+        """
+        run = self._run
+        if not self._ended:
+            if self._cancel_wanted:
+                return "cancelling"
+            return "running" if run.sent else "starting"
+        if run.lost():
+            return "lost"
+        outcome = run.outcome
+        if isinstance(outcome, Exception):
+            return "cancelled" if isinstance(outcome, CallCancelledError) else "failed"
+        if outcome is None or not outcome[0] & wire.F_ERROR:
+            return "done"
+        return "cancelled" if (outcome[1].get("error") or {}).get("type") == "CallCancelledError" else "failed"
+
+    def done(self) -> bool:
+        """Whether it has ended, in whatever way."""
+        return self._ended
+
+    def __repr__(self) -> str:
+        id = self._given_id or self._run.id
+        return f"<Call {id} of {self._function}: {self.status}>" if id else f"<Call of {self._function}: {self.status}>"
+
+    def _repr_html_(self) -> str:
+        id = self._given_id or self._run.id or ""
+        return (
+            f"<code>{html.escape(self._function)}</code> on <b>{html.escape(self.service)}</b>: {self.status}"
+            f" <small style='opacity:.7'>{html.escape(id)}</small>"
+        )
+
+    # -- its result --------------------------------------------------------------------------------------------------
+
+    def _add_waiter(self, wake: Callable[[], None]) -> bool:
+        with self._lock:
+            if self._ended:
+                return False
+            self._waiters.append(wake)
+            return True
+
+    def _drop_waiter(self, wake: Callable[[], None]) -> None:
+        with self._lock:
+            if wake in self._waiters:
+                self._waiters.remove(wake)
+
+    def result(self, timeout: float | None = None) -> T:
+        """Its value, waiting for it; what it raised is raised.
+
+        Parameters
+        ----------
+        timeout
+            How many seconds to wait.
+
+        Raises
+        ------
+        TimeoutError
+            When it hasn't ended by then; it runs on.
+        Exception
+            What it raised.
+        """
+        __tracebackhide__ = True
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        wake = lock.release
+        if self._add_waiter(wake):
+            try:
+                if not lock.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+                    raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it runs on")
+            finally:
+                self._drop_waiter(wake)
+        return self._take()
+
+    async def _await(self) -> T:
+        __tracebackhide__ = True
+        inlet = get_inlet()
+        waiter: asyncio.Future[None] = inlet.loop.create_future()
+        wake = functools.partial(inlet.post, waiter)
+        if self._add_waiter(wake):
+            inlet.enter()
+            try:
+                await waiter
+            finally:
+                inlet.leave()
+                self._drop_waiter(wake)
+        return self._take()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._await().__await__()
+
+    def _take(self) -> T:
+        """The value or exception; the same one each time. The first time tells the pod that it may forget the call."""
+        __tracebackhide__ = True
+        with self._lock:
+            if not self._read:
+                self._read = True
+                run = self._run
+                try:
+                    self._value = run.value()
+                except BaseException as e:
+                    self._error = e, e.__traceback__
+                if not isinstance(run.outcome, Exception) and run.session is not None:
+                    get_portal().call(run.session.acknowledge, run.channel)
+                    flags, meta, _ = cast(Any, run.outcome)
+                    run.outcome = flags, meta, ()  # decoded once: the bytes aren't needed twice
+        if self._error is not None:
+            error, traceback = self._error
+            raise error.with_traceback(traceback)
+        return cast(T, self._value)
+
+    # -- what else can be done with it -------------------------------------------------------------------------------
+
+    def cancel(self) -> bool:
+        """Ask the pod to cancel it: an ``async def`` gets CancelledError, a ``def`` `Cancelled`.
+
+        Returns
+        -------
+        bool
+            False if it had ended already.
+        """
+        if self._ended:
+            return False
+        self._cancel_wanted = True
+        self._run.cancel("user")
+        return True
+
+    def logs(self) -> str:
+        """What it has printed so far, also what isn't shown anywhere (``stream_logs=False``).
+
+        Raises
+        ------
+        RecordExpiredError
+            When the pod no longer keeps it.
+        """
+        __tracebackhide__ = True
+        return get_portal().run(self._logs(self.id))
+
+    async def _logs(self, id: str) -> str:
+        session = await self._target.session()
+        text = _LogText()
+        if not self._ended:
+            rows = (await session.request("calls"))["calls"]
+            text.until = next((int(row.get("log") or 0) for row in rows if row["id"] == id), None)
+            if text.until == 0:
+                return ""
+        reader = _LogReader(id, text)
+        text.reader = reader
+        session.start(reader)
+        try:
+            await reader.future
+        finally:
+            session.leave(reader)
+        return text.text()
+
+
+class _LogText:
+    """A sink that keeps the text of a log."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        #: The offset to stop at, for a call that goes on.
+        self.until: int | None = None
+        self.reader: _LogReader | None = None
+
+    def feed(self, kind: LogKind, data: bytes) -> None:
+        if kind is not LogKind.DISPLAY:
+            self._parts.append(data)
+        reader = self.reader
+        if reader is not None and self.until is not None and reader.log_offset >= self.until:
+            reader.stop()
+
+    def finish(self, then: Callable[[], None]) -> None:
+        then()
+
+    def text(self) -> str:
+        return b"".join(self._parts).decode("utf-8", "replace")
+
+
+class _LogReader(Exchange):
+    """Reads the log of a call, and nothing else of it."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, id: str, sink: _LogText) -> None:
+        super().__init__(FrameType.RESUME, {"id": id, "log_only": True}, (), sink)
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def stop(self) -> None:
+        if not self.future.done():
+            self.future.set_result(None)
+
+    def on_result(self, flags: int, meta: Mapping[str, Any], buffers: Any) -> None:
+        if flags & wire.F_ERROR:
+            self.on_error(from_wire(meta.get("error") or {}))
+        else:
+            self.stop()
+
+    def on_error(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+def _nothing() -> Any:
+    raise AssertionError("a call that has ended is not made again")
+
+
+def spawn(
+    target: Target, method: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
+) -> Call[Any]:
+    """Start a call and go on; its output is shown in this cell, also later.
+
+    Parameters
+    ----------
+    target, method, args, kwargs, options
+        As for `invoke`. The arguments are taken as they are now.
+    """
+    payload: Payload = encode_arguments(args, kwargs, options, snapshot=True)
+
+    def make() -> _HeldRun:
+        return _HeldRun(target, method, payload, options, mode="spawn")
+
+    return Call(target, method or target.label, None, make, options.retries)
+
+
+def attach_call(target: Target, call_id: str) -> Call[Any]:
+    """The call of that id, whoever made it, with its log from the start.
+
+    Parameters
+    ----------
+    target
+        The service that has it.
+    call_id
+        ``service/ULID``.
+
+    Raises
+    ------
+    UnknownCallError
+        When the service never had it.
+    RecordExpiredError
+        When its record is no longer kept.
+    """
+    try:
+        wire.parse_call_id(call_id)
+    except ValueError as e:
+        raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=call_id) from None
+
+    async def ask() -> str | None:
+        session = await target.session()
+        rows = (await session.request("calls"))["calls"]
+        return next((str(row.get("f") or "") for row in rows if row["id"] == call_id), None)
+
+    function = get_portal().run(ask())
+    options = CallOptions()
+    call: Call[Any] = Call(
+        target,
+        function or target.label,
+        call_id,
+        lambda: _AttachedRun(target, function or target.label, call_id, options),
+        0,
+    )
+    if function is None:
+        # Not among those that are listed: the pod says so at once, before it answers another request.
+        get_portal().run(ask())
+        outcome = call._run.outcome
+        if outcome is not None:
+            try:
+                call._run.value()
+            except (UnknownCallError, RecordExpiredError):
+                raise
+            except KubetorchError:
+                return call  # it failed in the pod: `result` says so
+    return call
+
+
+def recent_calls() -> list[Call[Any]]:
+    """The calls that this process spawned or attached to and still holds, oldest first."""
+    return [call for ref in list(_recent) if (call := ref()) is not None]

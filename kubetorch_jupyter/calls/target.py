@@ -1,0 +1,55 @@
+"""What a call is made on, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..transport.session import Session
+
+__all__ = ["CallOptions", "Target"]
+
+
+class Target(Protocol):
+    """What is called; ``service.Service`` is one."""
+
+    @property
+    def name(self) -> str:
+        """The service's name, of call ids and messages."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """The function's or class's own name, of prefixes and reprs."""
+        ...
+
+    @property
+    def live(self) -> Session | None:
+        """The session, if calls may be started on it at once; None when `session` has to be awaited."""
+        ...
+
+    async def session(self) -> Session:
+        """The session, after connecting or deploying again where that is needed; runs on the portal."""
+        ...
+
+
+@dataclass(frozen=True)
+class CallOptions:
+    """How a call is made.
+
+    Parameters
+    ----------
+    timeout
+        Seconds after which it is cancelled, counted from when it is sent; None: never. A retry has as long again.
+    retries
+        How often it is made again when its worker died or its pod was lost: it may have run in part each time.
+    stream_logs
+        Whether what it prints is shown. The pod keeps it either way.
+    serialization
+        ``"pickle"``, ``"json"`` or ``"none"`` (bytes as they are).
+    """
+
+    timeout: float | None = None
+    retries: int = 0
+    stream_logs: bool = True
+    serialization: str = "pickle"
