@@ -1,6 +1,7 @@
 """The front of a pod: authenticates, keeps every call's record and log, and runs no user code.
 
-``run_front`` is the main of a front process; ``preload`` imports what it needs, for a zygote that wants to fork it warm.
+``run_front`` is the main of a front process; ``preload`` imports what it needs, for a zygote that wants to fork it
+warm.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def run_front(params: FrontParams) -> int:
 
 
 def preload() -> None:
-    """Import everything that `run_front` needs, without starting threads or loops, so that a fork of this process starts at once."""
+    """Import everything that `run_front` needs, without starting threads or loops, so that a fork of this process
+    starts at once.
+    """
     from .main import preload as load
 
     load()

@@ -21,8 +21,8 @@ class FrontParams:
     Parameters
     ----------
     dir
-        The service directory, absolute. The front makes ``front.sock``, ``front.json``, ``front.log``, ``spill/`` and ``bulk`` in it, and
-        removes all of it at its end.
+        The service directory, absolute. The front makes ``front.sock``, ``front.json``, ``front.log``, ``spill/`` and
+        ``bulk`` in it, and removes all of it at its end.
     name
         The service's name.
     token
@@ -36,12 +36,13 @@ class FrontParams:
     ttl
         End after that many seconds without a call; None: never. A LOAD may change it.
     memory_limit
-        Bytes that the worker and its children may hold in memory; above it they are killed. None: no limit. A LOAD may change it.
+        Bytes that the worker and its children may hold in memory; above it they are killed. None: no limit. A LOAD
+        may change it.
     concurrency
         How many calls run at once (the worker's to enforce; said in ``status``).
     bulk_dir
-        Directory for payloads on their way, made and removed by the front; None: a fresh one in ``/dev/shm`` if there is one, else in ``dir``.
-        ``<dir>/bulk`` always leads there.
+        Directory for payloads on their way, made and removed by the front; None: a fresh one in ``/dev/shm`` if there
+        is one, else in ``dir``. ``<dir>/bulk`` always leads there.
     incarnation
         The name of this life of the pod.
     log_budget, log_budget_call

@@ -1,0 +1,332 @@
+"""Payloads that are too large for a frame: streamed between HTTP and files that the worker maps.
+
+The files lie in tmpfs where there is one with room, else in the service directory. An upload is only read when its
+call has been announced (so its length is known), and a file is only given out under a name that a RESULT or ITEM
+mentioned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from .faults import Violation
+
+__all__ = ["MAX_BYTES", "BulkStore", "Upload", "parse_lens"]
+
+_log = logging.getLogger(__name__)
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+#: Lengths on the wire are 32 bits, and so is the sum.
+MAX_BYTES = 4 * 1024**3 - 1
+#: Left free in tmpfs, for the worker's results and for everybody else.
+_SPARE = 64 << 20
+#: What is read and sent at once; httptools is slow with memoryviews, and with less than this.
+_PIECE = 1 << 20
+#: Seconds that an upload waits for its CALL to arrive on the session.
+_PATIENCE = 10.0
+
+
+def parse_lens(meta: dict[str, Any]) -> int:
+    """The sum of a bulk frame's ``lens``.
+
+    Raises
+    ------
+    Violation
+        When they are no list of lengths.
+
+    Examples
+    --------
+    >>> parse_lens({"lens": [10, 0, 5]})
+    15
+    """
+    lens = meta.get("lens")
+    if not isinstance(lens, list) or not all(type(n) is int and n >= 0 for n in lens):
+        raise Violation("a frame with a bulk payload has no valid lens")
+    return sum(lens)
+
+
+class Upload:
+    """A payload that is expected, or coming.
+
+    Parameters
+    ----------
+    total
+        Its bytes.
+    done
+        Told of the file when everything is there.
+    failed
+        Told of an ``error`` object when it can't be.
+    """
+
+    __slots__ = ("done", "failed", "total", "turn")
+
+    def __init__(self, total: int, done: Callable[[str], None], failed: Callable[[dict[str, Any]], None]) -> None:
+        self.total = total
+        self.done = done
+        self.failed = failed
+        #: A newer attempt to send it takes over from an older one, whose connection may be a black hole.
+        self.turn = 0
+
+
+class BulkStore:
+    """The service's bulk directory.
+
+    Parameters
+    ----------
+    service_dir
+        The service directory; ``bulk`` in it leads to the files.
+    bulk_dir
+        Where they shall be; None: the best place there is.
+    name
+        The service's, for the directory's name.
+    """
+
+    def __init__(self, service_dir: str, bulk_dir: str | None, name: str) -> None:
+        self._service_dir = os.path.realpath(service_dir)
+        self._spill = os.path.join(self._service_dir, "spill")
+        link = os.path.join(self._service_dir, "bulk")
+        if bulk_dir is None and os.access("/dev/shm", os.W_OK | os.X_OK):
+            bulk_dir = tempfile.mkdtemp(prefix=f"kt-{name}-", dir="/dev/shm")
+        if bulk_dir is None or os.path.abspath(bulk_dir) == link:
+            bulk_dir = link
+            os.makedirs(link, mode=0o700, exist_ok=True)
+        else:
+            os.makedirs(bulk_dir, mode=0o700, exist_ok=True)
+            os.symlink(os.path.abspath(bulk_dir), link)
+        self.dir = os.path.realpath(bulk_dir)
+        self._in_memory = self.dir.startswith("/dev/shm/")
+        self._n = 0
+        self._uploads: dict[tuple[str, int], Upload] = {}
+        self._announced: dict[tuple[str, int], asyncio.Future[None]] = {}
+        #: What may be fetched: the name in the URL, and the file.
+        self._offered: dict[str, str] = {}
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def path(self, name: str) -> str:
+        """The path of a bulk file; names that begin with a slash are those that found no room in tmpfs."""
+        return os.path.join(self.dir, name)
+
+    def make(self, size: int) -> str:
+        """A name for a new file of so many bytes.
+
+        Raises
+        ------
+        OSError
+            ENOSPC when there is room for it nowhere.
+        """
+        self._n += 1
+        name = f"f{self._n}"
+        if shutil.disk_usage(self.dir).free > size + _SPARE:
+            return name
+        if shutil.disk_usage(self._spill).free > size + _SPARE:
+            return os.path.join(self._spill, name)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.dir)
+
+    def duplicate(self, name: str) -> str:
+        """A second name for the same file, for somebody who is going to unlink it."""
+        self._n += 1
+        copy = os.path.join(os.path.dirname(name), f"f{self._n}")
+        os.link(self.path(name), self.path(copy))
+        return copy
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        self._offered.pop(os.path.basename(name), None)
+        try:
+            os.unlink(self.path(name))
+        except FileNotFoundError:
+            pass  # the worker unlinks what it has mapped
+
+    def offer(self, name: object) -> str | None:
+        """Let a file of the worker's be fetched; the name to fetch it by, None when it is none that a worker may
+        offer.
+        """
+        if not isinstance(name, str) or not name or "\0" in name:
+            return None
+        path = os.path.realpath(self.path(name))
+        if os.path.dirname(path) not in (
+            self.dir,
+            self._service_dir,
+            self._spill,
+            os.path.join(self._service_dir, "bulk"),
+        ):
+            return None
+        if not os.path.isfile(path):
+            return None
+        key = os.path.basename(path)
+        self._offered[key] = name if "/" not in name else path
+        return key
+
+    def write(self, data: bytes) -> str:
+        """A new file with these bytes; its name."""
+        name = self.make(len(data))
+        try:
+            with open(self.path(name), "xb") as f:
+                f.write(data)
+        except OSError:
+            self.remove(name)
+            raise
+        return name
+
+    def close(self) -> None:
+        """Remove the directory."""
+        shutil.rmtree(self.dir, ignore_errors=True)
+
+    # -- uploads -------------------------------------------------------------------------------------------------------
+
+    def expect(self, client: str, channel: int, upload: Upload) -> None:
+        """A call's payload is coming beside the session."""
+        self._uploads[client, channel] = upload
+        waiting = self._announced.pop((client, channel), None)
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    def give_up(self, client: str, channel: int) -> None:
+        """The payload isn't wanted any more."""
+        upload = self._uploads.pop((client, channel), None)
+        if upload is not None:
+            upload.turn += 1
+
+    async def put(self, client: str, channel: int, receive: Receive) -> tuple[int, str]:
+        """Take one upload; the HTTP status and a line for people."""
+        upload = await self._announcement(client, channel)
+        if upload is None:
+            return 409, "no call waits for this upload"
+        upload.turn += 1
+        turn = upload.turn
+        try:
+            name = self.make(upload.total)
+            got = await self._write(self.path(name), upload, turn, receive)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                _log.warning("an upload failed: %s", e)
+            if upload.turn == turn:
+                self._uploads.pop((client, channel), None)
+                upload.failed({"type": "PayloadTooLargeError", "message": _no_room(upload.total, self.dir, e)})
+            return 507, "no room for the payload"
+        if got is None or upload.turn != turn:
+            # The connection broke, or a newer attempt has taken over: the call goes on waiting.
+            self.remove(name)
+            return 409, "the upload was given up"
+        del self._uploads[client, channel]
+        if got != upload.total:
+            self.remove(name)
+            text = f"the payload has {got} bytes, its frame announced {upload.total}"
+            upload.failed({"type": "SerializationError", "message": text})
+            return 400, text
+        upload.done(name)
+        return 204, ""
+
+    async def _announcement(self, client: str, channel: int) -> Upload | None:
+        """The upload's call, which may come a little later than the upload: they use two connections."""
+        key = (client, channel)
+        if key not in self._uploads:
+            future = self._announced.setdefault(key, asyncio.get_running_loop().create_future())
+            try:
+                await asyncio.wait_for(asyncio.shield(future), _PATIENCE)
+            except asyncio.TimeoutError:
+                self._announced.pop(key, None)
+        return self._uploads.get(key)
+
+    async def _write(self, path: str, upload: Upload, turn: int, receive: Receive) -> int | None:
+        """Stream a request's body into a file; the bytes written, None when the connection broke or it isn't wanted
+        any more.
+        """
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        got = 0
+        complete = False
+        try:
+            while upload.turn == turn and got <= upload.total:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return None
+                body = message.get("body", b"")
+                if body:
+                    got += len(body)
+                    await self._in_thread(_write_all, fd, body)
+                if not message.get("more_body", False):
+                    complete = True
+                    return got
+            return got if got > upload.total else None
+        finally:
+            os.close(fd)
+            if not complete:
+                self.remove(path)
+
+    async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a file operation where it can't hold up the loop; tmpfs is memory and needs no thread."""
+        if self._in_memory:
+            return function(*args)
+        return await asyncio.get_running_loop().run_in_executor(None, functools.partial(function, *args))
+
+    # -- downloads -----------------------------------------------------------------------------------------------------
+
+    async def get(self, key: str, range_header: bytes, send: Send) -> bool:
+        """Answer a GET with a file's bytes from an offset on; False when there is no such file (nothing was sent
+        then).
+        """
+        name = self._offered.get(key)
+        if name is None:
+            return False
+        try:
+            fd = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            size = os.fstat(fd).st_size
+            start = _range_start(range_header)
+            if start is not None and start > size:
+                headers = [(b"content-range", b"bytes */%d" % size), (b"content-length", b"0")]
+                await send({"type": "http.response.start", "status": 416, "headers": headers})
+                await send({"type": "http.response.body", "body": b""})
+                return True
+            offset = start or 0
+            headers = [(b"content-type", b"application/octet-stream"), (b"content-length", b"%d" % (size - offset))]
+            if start is not None and size:
+                headers.append((b"content-range", b"bytes %d-%d/%d" % (offset, size - 1, size)))
+            await send({"type": "http.response.start", "status": 200 if start is None else 206, "headers": headers})
+            while size - offset > _PIECE:
+                data = await self._in_thread(os.pread, fd, _PIECE, offset)
+                if not data:
+                    raise OSError(errno.EIO, "the file became shorter", name)
+                offset += len(data)
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+            data = await self._in_thread(os.pread, fd, size - offset, offset)
+            await send({"type": "http.response.body", "body": data})
+        finally:
+            os.close(fd)
+        return True
+
+
+def _range_start(header: bytes) -> int | None:
+    """The N of ``bytes=N-``; None for anything else, which then gets the whole."""
+    unit, _, rest = header.partition(b"=")
+    start, dash, end = rest.strip().partition(b"-")
+    if unit.strip() != b"bytes" or not dash or end or not start.isdigit() or len(start) > 15:
+        return None
+    return int(start)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _no_room(size: int, directory: str, error: OSError) -> str:
+    return (
+        f"there is no room for a payload of {size} bytes in {directory} of the pod ({error.strerror}); "
+        "send less at once, or free memory or disk there"
+    )

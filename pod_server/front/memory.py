@@ -1,0 +1,100 @@
+"""Keeps workers inside their memory limit: looks at what their processes hold, and kills what holds too much."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .supervisor import Supervisor
+    from .worker import Worker
+
+__all__ = ["MemoryWatch", "descendants", "proportional", "resident"]
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two looks: while calls run, and while nothing does.
+_BUSY = 0.05
+_IDLE = 0.5
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that descend from it (Linux)."""
+    out = [pid]
+    for parent in out:  # grows while we go through it
+        try:
+            threads = os.listdir(f"/proc/{parent}/task")
+        except FileNotFoundError:
+            continue
+        for thread in threads:
+            try:
+                with open(f"/proc/{parent}/task/{thread}/children", "rb") as f:
+                    out += map(int, f.read().split())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended meanwhile
+    return out
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process holds, what it shares with others included; 0 when it has ended."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as f:
+            return int(f.read().split()[1]) * _PAGE
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def proportional(pid: int) -> int:
+    """Bytes of memory that a process holds, what it shares divided by the number of those that share it (slow)."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as f:
+            for line in f:
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) * 1024
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    return 0
+
+
+class MemoryWatch:
+    """Looks at the workers that have a limit.
+
+    Parameters
+    ----------
+    supervisor
+        Has the workers, and kills them.
+    """
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._loop = asyncio.get_running_loop()
+        self._possible = sys.platform == "linux"
+
+    async def run(self) -> None:
+        """Look, again and again."""
+        if not self._possible:
+            return
+        while True:
+            fleet = self._supervisor.fleet
+            limited = [w for w in fleet.workers.values() if w.memory_limit is not None and w.pid is not None]
+            for worker in limited:
+                self._check(worker)
+            busy = any(w.calls or w.loaded_at is None for w in limited)
+            await asyncio.sleep(_BUSY if busy else _IDLE)
+
+    def _check(self, worker: Worker) -> None:
+        limit, pid = worker.memory_limit, worker.pid
+        if limit is None or pid is None or worker.killed_for is not None:
+            return
+        pids = descendants(pid)
+        used = sum(map(resident, pids))
+        if used > limit and len(pids) > 1:
+            # Forked children share most of what they seem to hold.
+            used = sum(map(proportional, pids))
+        if used > limit:
+            text = f"was killed: it and its children held {used >> 20} MiB, its memory_limit is {limit >> 20} MiB"
+            self._supervisor.fleet.kill(worker, {"message": text, "cause": "oom", "limit": limit})

@@ -1,0 +1,186 @@
+"""A pod as its front sees it: the parts, put together, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import shutil
+import time
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from ..wire import PROTOCOL, FrameType, WireError, encode
+from .bulk import BulkStore
+from .calls import Calls
+from .faults import Events
+from .life import Life
+from .link import Link, listen
+from .memory import MemoryWatch
+from .params import FrontParams
+from .records import Client, RecordStore
+from .requests import Requests
+from .supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from .session import Session
+
+__all__ = ["Pod"]
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between two looks for records that have expired.
+_SWEEP = 60.0
+#: Seconds that clients get to hear of the end, and workers to end.
+_FAREWELL = 0.5
+_KILLING = 1.0
+
+
+class Pod:
+    """Everything that a front has; made on its running loop.
+
+    Parameters
+    ----------
+    params
+        As `run_front` got them.
+    """
+
+    def __init__(self, params: FrontParams) -> None:
+        self.params = params
+        self.since = time.time()
+        self.token = params.token.encode()
+        self._loop = asyncio.get_running_loop()
+        spill = os.path.join(params.dir, "spill")
+        os.makedirs(spill, mode=0o700, exist_ok=True)
+        self.events = Events(params.debug)
+        self.bulk = BulkStore(params.dir, params.bulk_dir, params.name)
+        self.store = RecordStore(spill, params.log_budget, params.log_budget_call, self.bulk.remove)
+        self.sessions: set[Session] = set()
+        #: Why the pod ends, once it does.
+        self.stopped: asyncio.Future[str] = self._loop.create_future()
+        self.life = Life(params.detach, params.ttl, self.stop)
+        self.supervisor = Supervisor(self)
+        self.calls = Calls(self)
+        self.requests = Requests(self)
+        self.memory = MemoryWatch(self.supervisor)
+        self._cloudpickle = _version("cloudpickle")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._server: asyncio.AbstractServer | None = None
+
+    @property
+    def function_name(self) -> str:
+        """The name of the function or class, for people."""
+        code = self.supervisor.code
+        return str(code.meta.get("name") or "") if code is not None else ""
+
+    def welcome(self, client: Client) -> bytes:
+        """The WELCOME frame for a client."""
+        code = self.supervisor.code
+        meta: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "incarnation": self.params.incarnation,
+            "service": self.params.name,
+            "high_water": client.high_water,
+            "code": code.public() if code is not None else None,
+            "state": self.supervisor.state,
+            "python": ".".join(platform.python_version_tuple()[:2]),
+            "cloudpickle": self._cloudpickle,
+            "pid": os.getpid(),
+        }
+        try:
+            return encode(FrameType.WELCOME, 0, meta)
+        except WireError:
+            # An interface with long docstrings: the session works without it.
+            meta["code"].pop("interface", None)
+            return encode(FrameType.WELCOME, 0, meta)
+
+    def tell(self, event: str, text: str = "", **fields: Any) -> None:
+        """Record an event and send it to every session."""
+        self.events.add(event, text, **fields)
+        frame = encode(FrameType.EVENT, 0, {"event": event, "text": text, **fields})
+        for session in list(self.sessions):
+            if session.client.id:
+                session.send(frame)
+
+    # -- life
+    # --------------------------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        """Start everything but the HTTP server."""
+        self._server = await listen(os.path.join(self.params.dir, "front.sock"), self._introduce)
+        for work in (self.supervisor.run(), self.memory.run(), self._sweep()):
+            task = self._loop.create_task(work)
+            task.add_done_callback(self._task_ended)
+            self._tasks.append(task)
+        self.life.begin(list(self.params.owners))
+
+    def _introduce(self, link: Link, meta: dict[str, Any]) -> None:
+        role = meta.get("role")
+        if role == "zygote":
+            self.supervisor.fleet.zygote_came(link)
+        elif role == "worker":
+            self.supervisor.fleet.worker_came(link, meta)
+        else:
+            raise WireError(f"there is no role {role!r}")
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A bug of ours: a pod that only half works would be worse than one that is gone and says why.
+            _log.critical("a part of the front failed", exc_info=error)
+            self.stop(f"a part of its front failed: {type(error).__name__}: {error}")
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP)
+            self.store.sweep(time.time())
+
+    def stop(self, reason: str) -> None:
+        """Begin the end of the pod."""
+        if not self.stopped.done():
+            self.stopped.set_result(reason)
+
+    async def close(self, reason: str) -> None:
+        """End the workers and the sessions."""
+        _log.info("the pod ends: %s", reason)
+        text = f'service "{self.params.name}" ends: {reason}'
+        self.supervisor.state = "stopping"
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.tell("stopping", text)
+        self.supervisor.stop()
+        sessions = list(self.sessions)
+        for session in sessions:
+            session.close(text, "PodTerminatedError")
+        if sessions:
+            await asyncio.wait({session.over for session in sessions}, timeout=_FAREWELL)
+        for session in list(self.sessions):
+            session.drop()
+        workers = list(self.supervisor.fleet.workers.values())
+        if workers:
+            await asyncio.wait({w.gone for w in workers}, timeout=_KILLING)
+        if self._server is not None:
+            self._server.close()
+        if self.supervisor.fleet.zygote is not None:
+            self.supervisor.fleet.zygote.close()
+        self.life.close()
+
+    def remove(self) -> None:
+        """Remove all files of the service, and the runtime directory if it is empty."""
+        self.bulk.close()
+        for _ in range(3):
+            # Again when somebody who is about to end has just made another file.
+            shutil.rmtree(self.params.dir, ignore_errors=True)
+            if not os.path.exists(self.params.dir):
+                break
+        with contextlib.suppress(OSError):  # other services are in it, or it isn't ours
+            os.rmdir(os.path.dirname(os.path.abspath(self.params.dir)))
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

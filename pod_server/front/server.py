@@ -1,0 +1,183 @@
+"""uvicorn's protocols on a socket of ours, without its server: that one polls, and takes the process's signals.
+
+The additions: a request's head may have 64 KiB, so that nobody without a token can fill the memory; an application
+can close a WebSocket at once (``scope["kt.abort"]``), since a black hole never lets it close in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+
+__all__ = ["Server", "bind", "preload"]
+
+_log = logging.getLogger(__name__)
+
+#: Bytes of a request's line and headers.
+_HEAD = 64 << 10
+#: Bytes of one WebSocket message.
+_MESSAGE = 16 << 20
+#: Seconds that an idle connection stays open: longer than the longest pause between two transfers of a session.
+_KEEP_ALIVE = 600
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket whose application can abort it, and whose handshake can't raise."""
+
+    async def run_asgi(self) -> None:
+        self.scope["kt.abort"] = self._abort  # type: ignore[typeddict-unknown-key]
+        await super().run_asgi()
+
+    def _abort(self) -> None:
+        self.transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self.handshake_initiated:
+            super().data_received(data)
+            return
+        try:
+            super().data_received(data)
+        except (AssertionError, UnicodeError) as e:
+            # The request line or a header is longer than the parser takes, or not ASCII.
+            _log.info("a WebSocket handshake was refused: %s", e)
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self.transport.close()
+
+
+def _http_protocol(kind: str) -> Any:
+    """The HTTP protocol class: httptools where it is installed, else h11."""
+    if kind in ("auto", "httptools"):
+        try:
+            from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+        except ImportError:
+            if kind == "httptools":
+                raise
+        else:
+            return _limited(HttpToolsProtocol)
+    return "h11"
+
+
+def _limited(base: Any) -> Any:
+    """The protocol with a limit for a request's head; httptools itself has none."""
+
+    class Limited(base):  # type: ignore[misc]
+        _in_head = True
+        _head = 0
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if not self._in_head:
+                return
+            self._head += len(data)
+            if self._head > _HEAD:
+                self.transport.write(
+                    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                )
+                self.transport.close()
+
+        def on_message_begin(self) -> None:
+            self._in_head, self._head = True, 0
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            super().on_headers_complete()
+
+    return Limited
+
+
+def preload(http: str = "auto") -> None:
+    """Import what a server needs."""
+    _http_protocol(http)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises
+    ------
+    OSError
+        When the port is taken, or the host isn't ours.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(1024)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Server:
+    """An ASGI application on a socket.
+
+    Parameters
+    ----------
+    app
+        The application.
+    sock
+        Bound and listening.
+    headers
+        Added to every answer.
+    http
+        ``"auto"``, ``"httptools"`` or ``"h11"``.
+    """
+
+    def __init__(self, app: Any, sock: socket.socket, headers: list[tuple[bytes, bytes]], http: str = "auto") -> None:
+        self._sock = sock
+        self._config = uvicorn.Config(
+            app,
+            http=_http_protocol(http),
+            ws=_WebSocket,
+            ws_max_size=_MESSAGE,
+            ws_ping_interval=None,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            h11_max_incomplete_event_size=_HEAD,
+        )
+        self._state = ServerState()
+        self._state.default_headers = headers
+        self._server: asyncio.AbstractServer | None = None
+
+    async def open(self) -> None:
+        """Accept connections from here on."""
+        self._config.load()
+        loop = asyncio.get_running_loop()
+
+        def connect() -> asyncio.Protocol:
+            protocol: asyncio.Protocol = self._config.http_protocol_class(  # type: ignore[call-arg]
+                config=self._config, server_state=self._state, app_state={}, _loop=loop
+            )
+            return protocol
+
+        self._server = await loop.create_server(connect, sock=self._sock)
+
+    async def close(self, timeout: float) -> None:
+        """Accept no more, close what is idle, and give what runs so many seconds."""
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        tasks = set(self._state.tasks)
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late, timeout=timeout)

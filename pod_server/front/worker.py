@@ -1,0 +1,152 @@
+"""One worker process as the front sees it: its connection, its calls, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from typing import Any
+
+from .link import Link
+from .records import Record
+
+__all__ = ["Code", "Worker", "WorkerDied", "death"]
+
+
+class WorkerDied(Exception):
+    """The worker ended while something waited for it; `error` is an ``error`` object (``docs/protocol.md``)."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error.get("message"))
+        self.error = error
+
+
+class Code:
+    """What a LOAD brought: all that is needed to load it again into another worker.
+
+    Parameters
+    ----------
+    meta
+        The LOAD's meta.
+    buffers
+        The bundle, when it came in the frame.
+    file
+        Name of the bulk file that holds it, when it didn't; the front keeps it and gives each worker a link.
+    """
+
+    def __init__(self, meta: dict[str, Any], buffers: list[bytes], file: str | None) -> None:
+        self.meta = meta
+        self.buffers = buffers
+        self.file = file
+        self.version = str(meta["version"])
+        self.worker = str(meta["worker"])
+        self.kind = str(meta["kind"])
+        self.since = time.time()
+
+    def public(self) -> dict[str, Any]:
+        """What clients are told of it."""
+        out = {key: self.meta.get(key) for key in ("version", "worker", "kind", "name", "by", "interface")}
+        out["since"] = self.since
+        return out
+
+
+class Worker:
+    """One worker, from FORK to its death.
+
+    Parameters
+    ----------
+    number
+        Its number; each process has its own.
+    fingerprint
+        The LOAD's ``worker``: what it was started for.
+    """
+
+    def __init__(self, number: int, fingerprint: str) -> None:
+        self.number = number
+        self.fingerprint = fingerprint
+        self.pid: int | None = None
+        #: Bytes that it and its children may hold; None: no limit.
+        self.memory_limit: int | None = None
+        #: It has been sent a call.
+        self.served = False
+        self.link: Link | None = None
+        #: What it works on, by call number; those that were cancelled too, until it says that they have ended.
+        self.calls: dict[int, Record] = {}
+        loop = asyncio.get_running_loop()
+        #: Done when it may be sent frames; `WorkerDied` when it never came so far.
+        self.ready: asyncio.Future[None] = loop.create_future()
+        #: Done when it is dead and its calls have been told.
+        self.gone: asyncio.Future[None] = loop.create_future()
+        #: The code in it has been loaded; when.
+        self.loaded_at: float | None = None
+        #: Why we killed it, an ``error`` object's fields; None: we didn't.
+        self.killed_for: dict[str, Any] | None = None
+        #: Takes no new calls; ends when it has none.
+        self.retired = False
+        self.dead = False
+        #: Called when the number of its calls has become smaller.
+        self.on_less: list[asyncio.Future[None]] = []
+        #: Waits for the other half of the news of its death.
+        self.grace: asyncio.TimerHandle | None = None
+        self.status: int | None = None
+
+    def send(self, frame: bytes) -> None:
+        """Send it a frame."""
+        if self.link is not None:
+            self.link.send(frame)
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that it has not taken yet."""
+        return self.link.waiting if self.link is not None else 0
+
+    async def taken(self) -> None:
+        """Wait until it has taken some of that."""
+        if self.link is not None:
+            await self.link.taken()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call runs in it that somebody still waits for."""
+        return any(r.ended is None and r.cancelled is None for r in self.calls.values())
+
+    def less(self) -> None:
+        """A call of it has ended."""
+        if self.on_less:
+            waiting, self.on_less = self.on_less, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+
+
+def death(worker: Worker, service: str) -> dict[str, Any]:
+    """The ``error`` object of a worker's end.
+
+    Examples
+    --------
+    The worker's status is that of ``waitpid``: 9 is SIGKILL, ``3 << 8`` is ``os._exit(3)``; None when nobody could
+    tell.
+    """
+    head = f'worker {worker.number} (process {worker.pid}) of service "{service}"'
+    if worker.killed_for is not None:
+        fields = dict(worker.killed_for)
+        what = fields.pop("message")
+        return {"type": "WorkerDiedError", "message": f"{head} {what}", **fields}
+    status = worker.status
+    if status is None:
+        return {"type": "WorkerDiedError", "message": f"{head} broke off its connection", "cause": "exit"}
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = str(number)
+        return {
+            "type": "WorkerDiedError",
+            "message": f"{head} was killed by {name}",
+            "cause": "signal",
+            "signal": number,
+        }
+    code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
+    return {"type": "WorkerDiedError", "message": f"{head} exited with code {code}", "cause": "exit", "exit_code": code}
