@@ -107,7 +107,7 @@ class Code:
     def env_vars(self) -> dict[str, str]:
         """What the user asked for, without what the client's own environment has."""
         image = self.compute.image
-        return {**(image.env() if image is not None else {}), **self.compute.env()}
+        return {**(image.env(os.environ) if image is not None else {}), **self.compute.env()}
 
     def fingerprints(self) -> tuple[str, str]:
         """``(version, worker)``: of everything that was sent, and of what only a new worker process can take on."""
@@ -351,6 +351,9 @@ async def deploy(
     problem = image.local_problem() if backend.name == "local" and image is not None else None
     if problem:
         raise ConfigError(problem)
+    if backend.name == "local":
+        for note in _local_notes(code.compute):
+            announce(f"kubetorch: {note}")
     meta = code.bundle.meta
     service = Service(name, backend, code.compute.namespace, kind=meta["kind"], code=code)
     service.interface = Interface(meta["interface"], meta["name"])
@@ -368,6 +371,15 @@ async def deploy(
     async with lock:
         await _bring_up(service, code, announce, output)
     return service
+
+
+def _local_notes(compute: Compute) -> list[str]:
+    """What was asked for and means nothing on this machine."""
+    notes = [compute.image.local_note()] if compute.image is not None else []
+    ignored = [name for name in ("secrets", "volumes", "node_selector", "queue_name") if getattr(compute, name)]
+    if ignored:
+        notes.append(f"{', '.join(ignored)} of the Compute mean something on Kubernetes only, and are ignored here")
+    return [note for note in notes if note]
 
 
 async def _bring_up(service: Service, code: Code, announce: Announcer, output: Output | None) -> None:
