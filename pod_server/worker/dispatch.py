@@ -137,11 +137,11 @@ class Dispatcher:
             buffers = self.bulk.buffers(frame, meta)
         except (OSError, ValueError) as e:
             raise CallError("StartupError", f"the code can't be read in the pod: {e}") from e
-        if meta.get("kind") == "cls" and self.code is not None:
+        if self.code is not None and self.code.kind == "cls":
             # Two models don't fit one GPU. The front has let the calls end.
+            text = f"the instance of {self.code.name} is replaced: what it held is gone"
             self.code = None
             self.loader.drop()
-            text = f"{meta.get('name') or 'the instance'} is constructed anew: what it held is gone"
             self.hub.link.send(encode(FrameType.EVENT, meta={"event": "state-lost", "text": text}))
         code = self.loader.load(meta, buffers)
         limit = int(meta.get("concurrency") or meta.get("threads") or self.pool.limit)

@@ -11,10 +11,13 @@ already on its way is raised.
 
 from __future__ import annotations
 
+import builtins
 import collections
 import contextvars
+import functools
 import io
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from .link import Link
     from .pipes import Readers
 
-__all__ = ["Log", "LogHub", "Stream", "current_log", "settle"]
+__all__ = ["Log", "LogHub", "Stream", "current_log", "patch_print", "settle"]
 
 #: The log that output in this context belongs to; None: the service's own.
 current_log: contextvars.ContextVar[Log | None] = contextvars.ContextVar("current_log", default=None)
@@ -36,7 +39,7 @@ current_log: contextvars.ContextVar[Log | None] = contextvars.ContextVar("curren
 _FRAME = 60 * 1024
 #: An entry of text is at most this long, so that frames hold whole entries and the front can drop whole frames.
 _TEXT = _FRAME - 64
-#: Output after this many quiet seconds goes out at once.
+#: A line after this many quiet seconds goes out at once.
 _QUIET = 0.003
 #: How long the flusher gathers, in seconds.
 _GATHER = 0.002
@@ -87,20 +90,17 @@ class Log:
         parts = self._parts
         parts.append((kind, data))
         # First append, then look: the flusher clears the mark first and then takes the parts, so none stays behind.
-        if not self._queued:
-            self._lead()
+        # A line comes as "text" and then its end; it goes out when it is complete.
+        if (data[-1] == 10 or kind not in _TEXT_KINDS) and _monotonic() - self._last > _QUIET:
+            self.flush()
+        elif not self._queued:
+            with self.lock:
+                settle()
+                if not self._queued:
+                    self._queued = True
+                    self._hub.enqueue(self)
         elif len(parts) > _MAX_PARTS or len(data) > _MAX_WRITE:
             self.flush(wait=True)
-
-    def _lead(self) -> None:
-        if _monotonic() - self._last > _QUIET:
-            self.flush()
-            return
-        with self.lock:
-            settle()
-            if not self._queued:
-                self._queued = True
-                self._hub.enqueue(self)
 
     def flush(self, wait: bool = False, frame: bytes | None = None, write: bool = True) -> None:
         """Send what is in line, and then `frame`.
@@ -348,3 +348,22 @@ class Stream(io.TextIOBase):
         """Take another error handler; the rest of `io.TextIOWrapper.reconfigure` has no effect."""
         if errors is not None:
             self.errors = errors
+
+
+def patch_print() -> None:
+    """Have `print` write what it prints at once.
+
+    Python's own writes every value, separator and end by itself, so that lines of several threads get mixed.
+    """
+    original = builtins.print
+
+    @functools.wraps(original)
+    def print(*values: Any, sep: Any = " ", end: Any = "\n", file: Any = None, flush: Any = False) -> None:
+        stream = sys.stdout if file is None else file
+        if type(stream) is not Stream or type(sep) is not str or type(end) is not str:
+            original(*values, sep=sep, end=end, file=file, flush=flush)
+            return
+        stream.write(sep.join([v if type(v) is str else str(v) for v in values]) + end)
+
+    print.__module__ = "builtins"  # pickled by reference as what it stands for
+    builtins.print = print

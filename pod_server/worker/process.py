@@ -22,7 +22,7 @@ from .display import Display
 from .interrupt import patch_sleep
 from .link import Link
 from .loading import Loader
-from .output import LogHub, Stream
+from .output import LogHub, Stream, patch_print
 from .params import WorkerParams
 from .payload import Bulk
 from .pipes import Pump
@@ -130,6 +130,7 @@ class _Worker:
         sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc, assignment]
         self._hub.start()
         self._pump.start()
+        patch_print()
         patch_sleep()
         patch_threads()
         self._pump.after_fork = self._after_fork
