@@ -354,8 +354,9 @@ def _parameters(value: Any, takes_self: bool, *, follow_wrapped: bool) -> list[i
 
 def _signature(value: Any, takes_self: bool) -> list[list[Any]] | None:
     try:
-        outer = _parameters(value, takes_self, follow_wrapped=False)
-        inner = _parameters(value, takes_self, follow_wrapped=True)
+        inner = outer = _parameters(value, takes_self, follow_wrapped=True)
+        if isinstance(value, (types.FunctionType, types.MethodType)):  # lru_cache and others in C have none of their own
+            outer = _parameters(value, takes_self, follow_wrapped=False)
     except (TypeError, ValueError):  # builtins that have none
         return None
     stars = {p.kind: p.name for p in outer if p.kind in _VARIADIC}

@@ -19,8 +19,8 @@ __all__ = ["FrameData", "capture", "format_frames", "is_framework", "rebuild"]
 #: sources are ``[first line number, [text, ...]]`` around the line.
 FrameData = list[Any]
 
-#: Frames of these packages are ours and say nothing to the user.
-_FRAMEWORK = frozenset(("pod_server", "kubetorch_jupyter"))
+#: Frames of these packages are ours, or serve us, and say nothing to the user.
+_FRAMEWORK = frozenset(("pod_server", "kubetorch_jupyter", "cloudpickle"))
 #: A traceback of more frames keeps its first and last ones.
 _MAX_FRAMES = 400
 #: How many lines before and after the line itself travel.
@@ -29,9 +29,10 @@ _MAX_LINE = 1000
 
 
 def is_framework(frame: types.FrameType) -> bool:
-    """Whether a frame is this project's own."""
+    """Whether a frame is this project's own, or one between it and the user's."""
     name = frame.f_globals.get("__name__")
-    return isinstance(name, str) and name.partition(".")[0] in _FRAMEWORK
+    # Python leaves out the frames of an import itself, but only where the import is a statement.
+    return isinstance(name, str) and (name.partition(".")[0] in _FRAMEWORK or name.startswith("importlib._bootstrap"))
 
 
 def capture(tb: types.TracebackType | None) -> list[FrameData]:

@@ -167,8 +167,10 @@ def _instance_parts(value: Any) -> Iterator[tuple[str, Any]]:
         for name, v in list(state.items()):
             yield f".{name}", v
     for cls in type(value).__mro__:
+        if "__slots__" not in vars(cls):  # what C types have inside is nothing that a user could change
+            continue
         for name, v in vars(cls).items():
-            if isinstance(v, types.MemberDescriptorType) and cls.__module__ != "builtins":
+            if isinstance(v, types.MemberDescriptorType):
                 try:
                     yield f".{name}", v.__get__(value)
                 except AttributeError:  # a slot that isn't set

@@ -18,6 +18,7 @@ import pickle
 import re
 import sys
 import threading
+import types
 import weakref
 from collections import ChainMap
 from collections.abc import Iterable, Sequence
@@ -241,6 +242,12 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         },
         cloudpickle.Pickler.dispatch_table,
     )
+
+    def reducer_override(self, obj: Any) -> Any:
+        """As cloudpickle's; packages that are lazy have modules of a class of their own, which go by name as others."""
+        if isinstance(obj, types.ModuleType) and type(obj) is not types.ModuleType:
+            return _cp._module_reduce(obj)
+        return super().reducer_override(obj)
 
 
 def _dump_any(value: Any, snapshot: bool) -> list[Buffer]:
