@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,7 @@ class LocalBackend:
         wanted = _pod_spec(spec)
         available = await asyncio.to_thread(gpus.devices) if wanted["gpus"] else []
         while True:
-            record, ours = await asyncio.to_thread(
-                registry.claim, spec.name, lambda held: self._describe(spec, wanted, available, held)
-            )
+            record, ours = await self._claim(spec, wanted, available)
             if ours:
                 return await self._start(record, spec, progress)
             state = record.state
@@ -129,6 +127,30 @@ class LocalBackend:
                 await until_settled(record)
             elif not await until_ended(record, _GRACE):
                 await self._end(record)
+
+    async def _claim(self, spec: ServiceSpec, wanted: dict[str, Any], available: list[str]) -> tuple[Record, bool]:
+        thread = asyncio.ensure_future(
+            asyncio.to_thread(registry.claim, spec.name, lambda held: self._describe(spec, wanted, available, held))
+        )
+        try:
+            return await asyncio.shield(thread)
+        except asyncio.CancelledError:
+
+            async def give_back() -> None:
+                # A thread can't be cancelled: what it makes is removed again.
+                record, ours = await thread
+                if ours:
+                    await self._end(record)
+
+            await self._to_its_end(give_back())
+            raise
+
+    async def _to_its_end(self, cleaning: Coroutine[Any, Any, None]) -> None:
+        """Clean up, even if our own task is cancelled again meanwhile."""
+        task = asyncio.create_task(cleaning)
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+        await asyncio.shield(task)
 
     def _describe(
         self, spec: ServiceSpec, wanted: dict[str, Any], available: list[str], held: Mapping[str, str]
@@ -178,14 +200,11 @@ class LocalBackend:
                     f'the pod of service "{spec.name}" ended as soon as it had started', service=spec.name
                 )
         except BaseException as e:
-            task = asyncio.create_task(self._clean_up(record, zygote))
-            self._cleaning.add(task)
-            task.add_done_callback(self._cleaning.discard)
-            # To its end, even if our own task is cancelled twice.
-            await asyncio.shield(task)
+            await self._to_its_end(self._clean_up(record, zygote))
             if isinstance(e, StartupError):
+                known = f'service "{spec.name}"' in e.message
                 raise StartupError(
-                    f'the pod of service "{spec.name}" did not start: {e.message}',
+                    e.message if known else f'the pod of service "{spec.name}" did not start: {e.message}',
                     service=spec.name,
                     traceback=e.traceback,
                 ) from None

@@ -196,6 +196,8 @@ def _locked(runtime: Path) -> Iterator[None]:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
+            if not os.path.samestat(os.fstat(fd), os.stat(runtime)):
+                raise FileNotFoundError(errno.ENOENT, "it was removed and made again", str(runtime))
             yield
         finally:
             # Said rather than left to close(): a process forked meanwhile has the descriptor too, and with it the lock.
@@ -224,7 +226,27 @@ def claim(name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) ->
     StartupError
         When the directory can't be written.
     """
-    runtime = runtime_dir()
+    for attempt in range(_ATTEMPTS):
+        try:
+            return _claim(runtime_dir(), name, describe)
+        except OSError as e:
+            # A pod that ended removed the runtime directory, empty as it was, under our hands.
+            if e.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or attempt == _ATTEMPTS - 1:
+                todo = "make room there" if e.errno in _FULL else "check its rights"
+                raise StartupError(
+                    f'service "{name}" can\'t be written to {runtime_dir(create=False)}: {e.strerror or e}; '
+                    f"{todo}, or name another folder with KT_RUNTIME_DIR",
+                    service=name,
+                    reason="RuntimeDir",
+                ) from e
+    raise AssertionError("unreachable")
+
+
+_ATTEMPTS = 10
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def _claim(runtime: Path, name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) -> tuple[Record, bool]:
     aside: list[Path] = []
     try:
         with _locked(runtime):
@@ -243,14 +265,6 @@ def claim(name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) ->
             if os.path.lexists(runtime / name):
                 _rename_aside(runtime / name, aside)  # no record in it: not a service's, or cut short by a full disk
             _make(runtime, name, describe(held))
-    except OSError as e:
-        todo = "make room there" if e.errno in _FULL else "check its rights"
-        raise StartupError(
-            f"service \"{name}\" can't be written to {runtime}: {e.strerror or e}; "
-            f"{todo}, or name another folder with KT_RUNTIME_DIR",
-            service=name,
-            reason="RuntimeDir",
-        ) from e
     finally:
         for path in aside:
             shutil.rmtree(path, ignore_errors=True)
@@ -258,9 +272,6 @@ def claim(name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) ->
     if made is None:
         raise StartupError(f'service "{name}" was removed from {runtime} while it was deployed', service=name)
     return made, True
-
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def _make(runtime: Path, name: str, service: dict[str, Any]) -> None:
@@ -335,15 +346,16 @@ def remove(record: Record) -> None:
         When something can't be removed.
     """
     runtime = record.path.parent
-    if not runtime.is_dir():
-        return
     aside = [Path(path) for path in record.also]
-    with _locked(runtime):
-        now = read(record.name, runtime)
-        if now is not None and now.incarnation == record.incarnation:
-            aside += _put_aside(now)
-        elif record.path.is_symlink() and not record.path.exists():
-            record.path.unlink()
+    try:
+        with _locked(runtime):
+            now = read(record.name, runtime)
+            if now is not None and now.incarnation == record.incarnation:
+                aside += _put_aside(now)
+            elif record.path.is_symlink() and not record.path.exists():
+                record.path.unlink()
+    except FileNotFoundError:
+        pass  # the pod was the last one here, and took the runtime directory with it
     problems: list[str] = []
     for path in aside:
         try:
