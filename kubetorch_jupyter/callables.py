@@ -9,7 +9,6 @@ waiting.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -19,6 +18,7 @@ from .errors import ConfigError
 from .invocation import RemoteCallable, with_options
 from .module import Module, Source
 from .service import Service
+from .shipping import display_name
 
 __all__ = ["Cls", "Fn", "Module", "RemoteMethod", "cls", "fn"]
 
@@ -35,6 +35,7 @@ class Fn(Module, RemoteCallable, Generic[P, R]):
         if target is not None:
             self.__doc__ = inspect.getdoc(target)
             self.__wrapped__ = target
+            self.__signature__: inspect.Signature | None
             try:
                 self.__signature__ = inspect.signature(target)
             except (TypeError, ValueError):  # a builtin without one: nothing to show, and nothing to check
@@ -186,13 +187,6 @@ class Cls(Module):
         return f"<kubetorch Cls {state['_source'].name}: {object.__getattribute__(self, '_state')()}>"
 
 
-def _name_of(target: Any) -> str:
-    while isinstance(target, functools.partial):
-        target = target.func
-    name = getattr(target, "__name__", None) or type(target).__name__
-    return "lambda" if name == "<lambda>" else str(name)
-
-
 def fn(
     function_obj: Callable[P, R] | None = None,
     name: str | None = None,
@@ -236,7 +230,7 @@ def fn(
         raise ConfigError(f"kt.fn needs something that can be called, not {type(function_obj).__name__}")
     if isinstance(function_obj, Module):
         raise ConfigError(f"{function_obj!r} is a handle already: call .to on it")
-    return Fn(Source(function_obj, name or _name_of(function_obj), sync_dir, get_if_exists))
+    return Fn(Source(function_obj, name or display_name(function_obj), sync_dir, get_if_exists))
 
 
 def cls(

@@ -67,7 +67,7 @@ def _checker(name: str, signature: inspect.Signature, *, method: bool) -> Callab
         if p.kind is p.KEYWORD_ONLY and not keyword_marked:
             source.append("*")
             keyword_marked = True
-        prefix = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        prefix = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         keyword_marked = keyword_marked or p.kind is p.VAR_POSITIONAL
         source.append(prefix + p.name + ("=__default__" if p.default is not p.empty else ""))
         if only_positional and p is only_positional[-1]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 from .calls import Call, CallOptions, invoke, invoke_async, iterate, iterate_async, map_calls, spawn
 from .errors import ConfigError
@@ -22,11 +22,11 @@ SERIALIZATIONS = ("pickle", "json", "none")
 KEYWORDS = frozenset({"async_", "stream_logs", "serialization", "workers", "debug", "stream_metrics"})
 
 
-def check_serialization(value: object) -> str:
+def check_serialization(value: Any) -> str:
     """``value``, when it is a wire format; `ConfigError` when not."""
     if value not in SERIALIZATIONS:
         raise ConfigError(f"serialization={value!r} is not one of {', '.join(map(repr, SERIALIZATIONS))}")
-    return cast(str, value)
+    return str(value)
 
 
 class RemoteCallable:

@@ -236,7 +236,7 @@ class Module:
         def make() -> shipping.Bundle:
             return shipping.pack(
                 source.target,
-                name=source.name,
+                name=shipping.display_name(source.target),
                 kind=self._kind,
                 init_args=init_args,
                 sync_dir=source.sync_dir,

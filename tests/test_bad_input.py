@@ -132,11 +132,13 @@ def test_too_many_gpus(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(kt.ResourceNotAvailableError, match=r"4.*2"):
         kt.fn(cells["scale"]).to(kt.Compute(gpus="4"), stream_logs=False)
     cells.run("import os\ndef devices(): return os.environ.get('CUDA_VISIBLE_DEVICES')\n")
-    with kt.fn(cells["devices"], name="one").to(kt.Compute(gpus=1), stream_logs=False) as one:
-        with kt.fn(cells["devices"], name="two").to(kt.Compute(gpus=1), stream_logs=False) as two:
-            assert {one(), two()} == {"0", "1"}
-            with pytest.raises(kt.ResourceNotAvailableError, match="one"):
-                kt.fn(cells["devices"], name="three").to(kt.Compute(gpus=1), stream_logs=False)
+    with (
+        kt.fn(cells["devices"], name="one").to(kt.Compute(gpus=1), stream_logs=False) as one,
+        kt.fn(cells["devices"], name="two").to(kt.Compute(gpus=1), stream_logs=False) as two,
+    ):
+        assert {one(), two()} == {"0", "1"}
+        with pytest.raises(kt.ResourceNotAvailableError, match="one"):
+            kt.fn(cells["devices"], name="three").to(kt.Compute(gpus=1), stream_logs=False)
 
 
 def test_deploying_twice_at_once_under_one_name(cells: Cells) -> None:
