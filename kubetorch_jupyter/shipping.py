@@ -355,7 +355,7 @@ def _parameters(value: Any, takes_self: bool, *, follow_wrapped: bool) -> list[i
 def _signature(value: Any, takes_self: bool) -> list[list[Any]] | None:
     try:
         inner = outer = _parameters(value, takes_self, follow_wrapped=True)
-        if isinstance(value, (types.FunctionType, types.MethodType)):  # lru_cache and others in C have none of their own
+        if isinstance(value, (types.FunctionType, types.MethodType)):  # lru_cache's, in C, have none of their own
             outer = _parameters(value, takes_self, follow_wrapped=False)
     except (TypeError, ValueError):  # builtins that have none
         return None

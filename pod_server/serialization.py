@@ -456,7 +456,9 @@ def _load(buffers: Sequence[Buffer], fresh: bool) -> Any:
         raise DecodeError("no bytes came")
     data = buffers[0]
     rest = [b if isinstance(b, bytearray) or not memoryview(b).readonly else bytearray(b) for b in buffers[1:]]
-    if _DYNAMIC.search(data) is None:  # one pass over the bytes costs less than a copy into a file object
+    # One pass over the bytes costs less than a copy into a file object. The code of a deploy goes the other way, since a
+    # failure here is looked into by failing again, and the user's modules are not to be imported twice.
+    if not fresh and _DYNAMIC.search(data) is None:
         try:
             return pickle.loads(data, buffers=rest) if rest else pickle.loads(data)
         except Exception as e:

@@ -151,7 +151,11 @@ def test_every_kind_of_callable(cells: Cells, pod: Podlet) -> None:
 
 def test_a_class_with_init_args(cells: Cells, pod: Podlet) -> None:
     cells.run(
-        "class Config:\n    k = 2\nclass M:\n    def __init__(self, n, c=None):\n        self.n = n * (c.k if c else 1)\n"
+        "class Config:\n"
+        "    k = 2\n"
+        "class M:\n"
+        "    def __init__(self, n, c=None):\n"
+        "        self.n = n * (c.k if c else 1)\n"
     )
     cells.run("M.get = lambda self: self.n")
     bundle = pack(cells["M"], name="model", init_args={"n": 4, "c": cells["Config"]()})
@@ -202,7 +206,8 @@ PACKAGE = {
     "pkg__slash__core.py": "import shared\nfrom .deep.leaf import LEAF\n\nclass Error(Exception):\n    pass\n\n"
     "def run(x):\n    if x < 0:\n        raise Error('negative')\n    return [x, LEAF, shared.VALUE]\n",
     "pkg__slash__deep__slash____init__.py": "",
-    "pkg__slash__deep__slash__leaf.py": "import pathlib\nLEAF = (pathlib.Path(__file__).parent / 'leaf.txt').read_text()\n",
+    "pkg__slash__deep__slash__leaf.py": "import pathlib\n"
+    "LEAF = (pathlib.Path(__file__).parent / 'leaf.txt').read_text()\n",
     "pkg__slash__deep__slash__leaf.txt": "leaf",
     "pkg__slash____pycache____slash__core.cpython-311.pyc": "no",
     "pkg__slash__.git__slash__config": "no",
@@ -245,7 +250,13 @@ def test_modules_that_cells_use(project: Path, cells: Cells, pod: Podlet) -> Non
     write(project, **PACKAGE, **{"lazy.py": "def f():\n    return 'lazy'\n"})
     cells.run("import shared\nfrom pkg.core import run, Error\nimport pkg.deep.leaf\n")
     cells.run(
-        "def a(x):\n    return run(x)\ndef b():\n    import lazy\n    return lazy.f()\ndef c():\n    return shared.VALUE\n"
+        "def a(x):\n"
+        "    return run(x)\n"
+        "def b():\n"
+        "    import lazy\n"
+        "    return lazy.f()\n"
+        "def c():\n"
+        "    return shared.VALUE\n"
     )
     cells.run("def d(e: Error = None):\n    return isinstance(e, Error)\ndef e():\n    return pkg.deep.leaf.LEAF\n")
     assert names_in(pack(cells["a"])) == SENT
@@ -273,7 +284,13 @@ def test_functions_of_local_modules_that_have_no_name_there(project: Path, pod: 
 def test_instances_of_local_classes(project: Path, cells: Cells, pod: Podlet) -> None:
     write(project, **{"shapes.py": "class Box:\n    def __init__(self, n):\n        self.n = n\n"})
     cells.run(
-        "from shapes import Box\nbox = Box(3)\ndef f():\n    return box.n\nclass M:\n    def __init__(self, b):\n        self.b = b\n"
+        "from shapes import Box\n"
+        "box = Box(3)\n"
+        "def f():\n"
+        "    return box.n\n"
+        "class M:\n"
+        "    def __init__(self, b):\n"
+        "        self.b = b\n"
     )
     assert names_in(pack(cells["f"])) == ["shapes.py"]
     assert names_in(pack(cells["M"], init_args=[cells["box"]])) == ["shapes.py"]
@@ -320,7 +337,9 @@ def test_large_data_stays_at_home_and_is_named(project: Path, cells: Cells, monk
 
 def test_installed_and_our_own_modules_are_not_sent(cells: Cells) -> None:
     cells.run(
-        "import numpy as np, cloudpickle, kubetorch_jupyter, pod_server.wire, json\ndef f():\n    return np, cloudpickle, kubetorch_jupyter, pod_server, json\n"
+        "import numpy as np, cloudpickle, kubetorch_jupyter, pod_server.wire, json\n"
+        "def f():\n"
+        "    return np, cloudpickle, kubetorch_jupyter, pod_server, json\n"
     )
     bundle = pack(cells["f"])
     assert names_in(bundle) == []
@@ -404,7 +423,8 @@ def deco(f):
     return wrapper
 @deco
 def train(x: int, *, flag=Colour.RED) -> "Config":
-    return (NAMES, FROZEN, ARRAY, OBJECTS, FRAME, RECORDS, Flags, Config(), Pair(1), Model, cached, log, pattern, bound, cyclic,
+    return (NAMES, FROZEN, ARRAY, OBJECTS, FRAME, RECORDS, Flags, Config(), Pair(1), Model, cached, log, pattern, bound,
+            cyclic,
             local.f, functools.partial(local.f, 1), T, np.sin, np.add, len, [].append, str.upper, [i for i in (1, 2)])
 ''')
 bundle = pack(cells["train"], init_args={"c": cells["Config"](names={"u", "v", "w"}), "m": cells["Model"]()})
@@ -515,7 +535,12 @@ def test_the_fingerprint_changes_with_init_args_name_and_kind(cells: Cells) -> N
 
 def test_running_does_not_change_the_fingerprint(cells: Cells) -> None:
     cells.run(
-        "import numpy as np\ndef f(n):\n    return [np.add(i, 1) for i in range(n)]\nclass M:\n    def go(self):\n        return f(3)\n"
+        "import numpy as np\n"
+        "def f(n):\n"
+        "    return [np.add(i, 1) for i in range(n)]\n"
+        "class M:\n"
+        "    def go(self):\n"
+        "        return f(3)\n"
     )
     before = pack(cells["M"]).version
     instance = cells["M"]()
@@ -549,7 +574,13 @@ def test_a_large_array_is_hashed_quickly(cells: Cells) -> None:
 
 def test_large_captured_values_are_named(cells: Cells) -> None:
     cells.run(
-        "import numpy as np\nw = np.zeros(3 * 1024**2)\nsmall = np.zeros(10)\ndef helper():\n    return w\ndef f():\n    return helper(), w, small\n"
+        "import numpy as np\n"
+        "w = np.zeros(3 * 1024**2)\n"
+        "small = np.zeros(10)\n"
+        "def helper():\n"
+        "    return w\n"
+        "def f():\n"
+        "    return helper(), w, small\n"
     )
     (warning,) = pack(cells["f"]).warnings
     assert warning.startswith("f.<globals>.")
@@ -585,14 +616,17 @@ def test_large_captured_values_are_named(cells: Cells) -> None:
         ("lock = threading.Lock()\ndef f(x=lock): return x", "f.__defaults__[0]", "_thread.lock", "__init__"),
         ("lock = threading.Lock()\nclass f:\n    shared = lock", "f.shared", "_thread.lock", "__init__"),
         (
-            "lock = threading.Lock()\nclass A:\n    def __init__(self): self.lock = lock\n    def f(self): return 1\nf = A().f",
+            "lock = threading.Lock()\n"
+            "class A:\n    def __init__(self): self.lock = lock\n    def f(self): return 1\nf = A().f",
             "f.__self__.lock",
             "_thread.lock",
             "__init__",
         ),
         ("lock = threading.Lock()\nf = functools.partial(lambda x: x, lock)", "lambda", "_thread.lock", "__init__"),
         (
-            "lock = threading.Lock()\ndef deco(f):\n    @functools.wraps(f)\n    def w(): return f()\n    return w\n@deco\ndef f(): return lock",
+            "lock = threading.Lock()\n"
+            "def deco(f):\n    @functools.wraps(f)\n    def w(): return f()\n    return w\n"
+            "@deco\ndef f(): return lock",
             "f.<globals>.lock",
             "_thread.lock",
             "__init__",
@@ -637,7 +671,9 @@ def test_code_that_fails_to_import_fails_at_load(project: Path, cells: Cells, po
     write(
         project,
         **{
-            "fragile.py": "import sys\nif 'tests.podlet' in sys.modules and sys.argv[0].endswith('podlet.py'):\n    raise ValueError('only here')\n"
+            "fragile.py": "import sys\n"
+            "if 'tests.podlet' in sys.modules and sys.argv[0].endswith('podlet.py'):\n"
+            "    raise ValueError('only here')\n"
         },
     )
     cells.run("import fragile\ndef f():\n    return fragile\n")
