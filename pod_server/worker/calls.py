@@ -90,8 +90,8 @@ class Call:
         "job",
         "log",
         "meta",
-        "reason",
         "ready",
+        "reason",
         "state",
         "task",
         "thread",
@@ -154,7 +154,7 @@ class Call:
             raise CallError("SerializationError", f"the arguments can't be read in the pod: {e}") from e
 
     def begin(self, thread: PoolThread | None = None) -> bool:
-        """Start, and from now on be interruptible if a thread of the pool runs it; False when it was cancelled before."""
+        """Start; in a thread of the pool, it can be interrupted from now on. False when it was cancelled before."""
         with self.log.lock:
             if self.state != NEW:
                 return False
@@ -196,7 +196,11 @@ def cancelled_fields(call: Call) -> dict[str, Any]:
     if call.reason == "timeout":
         timeout = call.meta.get("timeout")
         after = f" after {timeout:g} s" if isinstance(timeout, (int, float)) else ""
-        return {"type": "CallTimeoutError", "message": f"the call was cancelled{after}: its timeout was over", "timeout": timeout}
+        return {
+            "type": "CallTimeoutError",
+            "message": f"the call was cancelled{after}: its timeout was over",
+            "timeout": timeout,
+        }
     return {"type": "CallCancelledError", "message": "the call was cancelled"}
 
 

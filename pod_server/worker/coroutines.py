@@ -72,7 +72,7 @@ class Coroutines:
         finally:
             self.watchdog.leave()
             try:
-                dispatcher.finish(call, outcome or Failure(asyncio.CancelledError()))
+                dispatcher.finish(call, outcome if outcome is not None else Failure(asyncio.CancelledError()))
             except Exception:
                 dispatcher.hub.service.write(LogKind.STDERR, traceback.format_exc().encode())
             outcome = None  # an exception refers to this frame by its traceback

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 from .. import serialization
 from ..exceptions import Cancelled
 from ..wire import F_BULK, Frame, FrameType, LogKind, encode
-from .calls import ENDED, Call, CallError, Failure, Handover, Items, Outcome, Value, result_frame, value_frame, was_cancelled
+from .calls import (
+    ENDED,
+    Call,
+    CallError,
+    Failure,
+    Handover,
+    Items,
+    Outcome,
+    Value,
+    result_frame,
+    value_frame,
+    was_cancelled,
+)
 from .coroutines import Coroutines
 from .interrupt import Interrupter
 from .loading import Code, Loader
@@ -171,7 +183,14 @@ class Dispatcher:
             self.hub.service.write(LogKind.STDERR, traceback.format_exc().encode())
             if not call.end():
                 return
-            self.finish(call, Failure(CallError("StartupError", "the worker failed in a way that is an error of its own; see the service's log")))
+            self.finish(
+                call,
+                Failure(
+                    CallError(
+                        "StartupError", "the worker failed in a way that is an error of its own; see the service's log"
+                    )
+                ),
+            )
         finally:
             outcome = None  # an exception refers to this frame by its traceback
 
@@ -255,9 +274,13 @@ class Dispatcher:
                 call.items += 1
                 call.log.flush(frame=frame, wait=True)
         except serialization.EncodeError as e:
-            raise CallError("SerializationError", f"item {call.items}: {e}", type_name=e.type_name or None, path=e.path) from e
+            raise CallError(
+                "SerializationError", f"item {call.items}: {e}", type_name=e.type_name or None, path=e.path
+            ) from e
         except OSError as e:
-            raise CallError("SerializationError", f"item {call.items} can't be passed on: {e}; make room in {self.bulk.directory}") from e
+            raise CallError(
+                "SerializationError", f"item {call.items} can't be passed on: {e}; make room in {self.bulk.directory}"
+            ) from e
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -274,7 +297,11 @@ class Dispatcher:
         else:
             if call.reason is not None and isinstance(outcome, Failure) and not was_cancelled(outcome.exception):
                 # Its caller gets the error of the cancel; what went wrong meanwhile is not lost.
-                text = "".join(traceback.format_exception(type(outcome.exception), outcome.exception, outcome.exception.__traceback__))
+                text = "".join(
+                    traceback.format_exception(
+                        type(outcome.exception), outcome.exception, outcome.exception.__traceback__
+                    )
+                )
                 call.log.write(LogKind.STDERR, text.encode("utf-8", "backslashreplace"))
             result = result_frame(call, outcome, self.bulk)
         self._take_output(call)
@@ -311,4 +338,3 @@ class Dispatcher:
             if call.state != ENDED:
                 return call
         return None
-

@@ -1,4 +1,4 @@
-"""`display` in a pod: what is shown becomes a MIME bundle in the call's log, and is displayed in the cell that called."""
+"""`display` in a pod: a MIME bundle in the call's log, which is displayed in the cell that called."""
 
 from __future__ import annotations
 
@@ -201,7 +201,10 @@ class Display:
                 display_id = uuid.uuid4().hex
             transient["display_id"] = display_id
         for obj in objs:
-            data, found = (obj, {}) if raw else bundle(obj, include, exclude)
+            found: dict[str, Any] = {}
+            data = obj
+            if not raw:
+                data, found = bundle(obj, include, exclude)
             found.update(metadata or {})
             self.publish(data, found, transient=transient, update=update)
         return DisplayHandle(self.display, display_id) if display_id is not None else None
@@ -224,7 +227,7 @@ class Display:
             "update": update,
         }
         if self._forked():
-            print(entry["data"].get("text/plain", ""))
+            print(data.get("text/plain", ""))
             return
         raw = json.dumps(entry, default=str, separators=(",", ":")).encode()
         if len(raw) > _MAX:

@@ -103,8 +103,8 @@ def patch_sleep() -> None:
             original(seconds)
             return
         end = monotonic() + seconds
-        # The lock is free only when the call is cancelled, and then `Cancelled` is raised when this returns. If it isn't, it was
-        # raised before, the function went on all the same, and what was found is the alarm of then.
+        # The lock is free only when the call is cancelled, and then `Cancelled` is raised when this returns. If it
+        # isn't, it was raised before, the function went on all the same, and what was found is the alarm of then.
         while thread.nap.acquire(True, max(0.0, end - monotonic())):
             pass
 

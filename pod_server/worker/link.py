@@ -56,7 +56,7 @@ class Link:
             with lock:
                 self._write()
         # Looked at again after the release: what was put in line while this thread held the lock is its to write.
-        # A finalizer that prints, run while this thread writes, finds the lock taken and leaves its frames to the loop below it.
+        # A finalizer that prints while this thread writes finds the lock taken; its frames are taken by that loop.
         while out and lock.acquire(False):
             try:
                 self._write()

@@ -10,6 +10,7 @@ import io
 import json
 import linecache
 import os
+import pickle
 import shutil
 import sys
 import zipfile
@@ -72,9 +73,17 @@ class Code:
         if self.kind == "cls" and method is not None:
             function = getattr(self.target, method)
             if not callable(function):
-                raise AttributeError(f"{self.name}.{method} is a {type(function).__name__} and can't be called; add a method that returns it")
+                raise AttributeError(
+                    f"{self.name}.{method} is a {type(function).__name__} and can't be called; "
+                    "add a method that returns it"
+                )
             return function
-        if self.kind == "fn" and method is not None and method != self.name and method != getattr(self.target, "__name__", None):
+        if (
+            self.kind == "fn"
+            and method is not None
+            and method != self.name
+            and method != getattr(self.target, "__name__", None)
+        ):
             raise AttributeError(f"{self.name} is a function and has no method {method!r}")
         return self.target
 
@@ -106,10 +115,9 @@ def is_coroutine_function(function: Any) -> bool:
     >>> is_coroutine_function(len)
     False
     """
-    for f in (function, getattr(type(function), "__call__", None)):
-        if inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f):
-            return True
-    return False
+    # An object may be callable by a coroutine function of its class.
+    by_class = inspect.getattr_static(type(function), "__call__", None)
+    return any(inspect.iscoroutinefunction(f) or inspect.isasyncgenfunction(f) for f in (function, by_class))
 
 
 class Loader:
@@ -179,7 +187,9 @@ class Loader:
             except (OSError, zipfile.BadZipFile) as e:
                 shutil.rmtree(part, ignore_errors=True)
                 if not os.path.isdir(path):
-                    raise CallError("StartupError", f"the local modules can't be unpacked in {self._directory}: {e}") from e
+                    raise CallError(
+                        "StartupError", f"the local modules can't be unpacked in {self._directory}: {e}"
+                    ) from e
         if self._path is not None and self._path in sys.path:
             sys.path.remove(self._path)
         self._path = path
@@ -196,8 +206,8 @@ def check_versions(meta: dict[str, Any], by_source: bool = False) -> None:
     if client and client != pod and not by_source:
         raise CallError(
             "VersionMismatchError",
-            f"Python differs: {client} here, {pod} in the pod. Functions can't travel between minor versions; use an image with "
-            f"Python {client}, for example Image(\"python:{client}-slim\").",
+            f"Python differs: {client} here, {pod} in the pod. Functions can't travel between minor versions; "
+            f'use an image with Python {client}, for example Image(image_id="python:{client}-slim").',
             what="python",
             client=client,
             pod=pod,
@@ -225,14 +235,14 @@ def _from_pickle(buffers: Sequence[Buffer]) -> tuple[Any, Any]:
     try:
         target, init_args = serialization.load_code(buffers)
     except serialization.DecodeError as e:
-        if isinstance(e.__cause__, ModuleNotFoundError):
-            raise e.__cause__ from None
+        if e.__cause__ is not None and not isinstance(e.__cause__, (pickle.UnpicklingError, EOFError)):
+            raise e.__cause__ from None  # what the user's own module raised while it was imported, with its traceback
         raise CallError("StartupError", f"the code can't be unpickled in the pod: {e}") from e
     return target, init_args
 
 
 def _from_source(header: dict[str, Any], sources: dict[str, str], buffers: Sequence[Buffer]) -> tuple[Any, Any]:
-    """Run the definitions in order in a module of their own; the pickle is of ``(captured values, init_args)``."""
+    """Run the definitions in order, in a module of their own; the pickle is of ``(captured values, init_args)``."""
     values, init_args = serialization.load_code(buffers)
     module = ModuleType(header.get("module_name") or "__main__")
     namespace = vars(module)

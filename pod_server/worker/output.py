@@ -3,9 +3,9 @@
 A context variable says whose output a write is. Each call has a `Log`; writes are only put in line there, and go out
 at once after a quiet moment, else gathered by the flusher a few milliseconds later.
 
-A log's lock has a second purpose: a cancelled ``def`` call gets its `Cancelled` exception between any two bytecodes, and
-must not get it half way through a write to the front. So `interrupt` holds the lock of the call's log when it sends the
-exception, and code that must not be broken off holds it too and calls `settle` first, where an exception that is
+A log's lock has a second purpose: a cancelled ``def`` call gets its `Cancelled` exception between any two bytecodes,
+and must not get it half way through a write to the front. So `interrupt` holds the lock of the call's log when it sends
+the exception, and code that must not be broken off holds it too and calls `settle` first, where an exception that is
 already on its way is raised.
 """
 
@@ -118,7 +118,7 @@ class Log:
         with self.lock:
             settle()
             self._queued = False
-            # A finalizer that prints may come here while this thread is in the loop below; the loop takes what it wrote.
+            # A finalizer that prints may come here while this thread is in the loop below, which then takes that too.
             if not self._busy:
                 self._busy = True
                 try:
@@ -254,6 +254,7 @@ class _Bytes(io.BufferedIOBase):
         self.raw: Any = self
 
     def write(self, data: Any) -> int:
+        """Write bytes."""
         if isinstance(data, str):
             raise TypeError("a bytes-like object is required, not 'str'")
         raw = bytes(data)
@@ -262,12 +263,15 @@ class _Bytes(io.BufferedIOBase):
         return len(raw)
 
     def writable(self) -> bool:
+        """Yes."""
         return True
 
     def fileno(self) -> int:
+        """The descriptor, whose output has no certain owner."""
         return self._stream.fileno()
 
     def isatty(self) -> bool:
+        """No."""
         return False
 
     def flush(self) -> None:
@@ -306,6 +310,7 @@ class Stream(io.TextIOBase):
         self.buffer: Any = _Bytes(self)
 
     def write(self, text: str) -> int:
+        """Write text; gives its length in characters."""
         if not isinstance(text, str):
             raise TypeError(f"write() argument must be str, not {type(text).__name__}")
         if text:
@@ -333,12 +338,15 @@ class Stream(io.TextIOBase):
         """Nothing to do: output goes out by itself within milliseconds, and a frame for each flush would cost more."""
 
     def fileno(self) -> int:
+        """The descriptor, whose output has no certain owner."""
         return self._fd
 
     def isatty(self) -> bool:
+        """No."""
         return False
 
     def writable(self) -> bool:
+        """Yes."""
         return True
 
     def close(self) -> None:

@@ -20,7 +20,8 @@ class WorkerParams:
     number
         Which worker of the service it is.
     env
-        Environment. One that has ``PATH`` is a whole environment and replaces the process's own; any other is laid over it. None: left alone.
+        Environment. One that has ``PATH`` is a whole environment and replaces the process's own; any other is laid over
+        it. None: left alone.
     cwd
         Working directory; None: left alone.
     sys_path

@@ -53,7 +53,9 @@ class Bulk:
             if size != sum(lens):
                 raise ValueError(f"the payload {path} has {size} bytes and should have {sum(lens)}")
             # Pages are shared with the file until somebody writes to them.
-            whole = memoryview(mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)) if size else None
+            whole = (
+                memoryview(mmap.mmap(fd, size, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE)) if size else None
+            )
         finally:
             os.close(fd)
             os.unlink(path)
@@ -108,7 +110,8 @@ class Bulk:
 def arguments(value: Any, ser: str) -> tuple[Sequence[Any], dict[str, Any]]:
     """Positional and keyword arguments of a decoded CALL.
 
-    A pickle is of ``(args, kwargs)``; JSON is ``[args, kwargs]`` or ``{"args": ..., "kwargs": ...}``; bytes are the only argument.
+    A pickle is of ``(args, kwargs)``; JSON is ``[args, kwargs]`` or ``{"args": ..., "kwargs": ...}``; bytes are
+    the only argument.
 
     Raises
     ------

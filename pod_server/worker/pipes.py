@@ -1,8 +1,9 @@
-"""Output that doesn't come through ``sys.stdout``: of child processes, and of C code that writes to descriptors 1 and 2.
+"""Output that doesn't come through ``sys.stdout``: of child processes, and of C code (descriptors 1 and 2).
 
 A child that user code starts without redirecting its output gets a pipe of its own, which belongs to the log of the
-context that starts it. Descriptors 1 and 2 themselves are pipes too; what comes through them has no owner, and is given to
-the call that began last. One thread reads all pipes, and a call's end (or its next `print`) first takes what has been written before.
+context that starts it. Descriptors 1 and 2 themselves are pipes too; what comes through them has no owner, and is
+given to the call that began last. One thread reads all pipes, and a call's end (or its next `print`) first takes
+what has been written before.
 """
 
 from __future__ import annotations
@@ -233,7 +234,7 @@ def _patch_popen(pump: Pump) -> None:
             wanted = [_wanted(stdout, LogKind.STDOUT), _wanted(stderr, LogKind.STDERR)]
             ends = pump.pipes(log, tuple({k for k in wanted if k is not None}))
             stdout, stderr = (
-                given if kind is None else ends[kind] for given, kind in zip((stdout, stderr), wanted)
+                given if kind is None else ends[kind] for given, kind in zip((stdout, stderr), wanted, strict=True)
             )
         try:
             original(self, args, bufsize, executable, stdin, stdout, stderr, *rest, **kwargs)
@@ -320,8 +321,8 @@ class _COutput:
             libc.setvbuf(self._file, None, 1, 0)
             self._flush = libc.fflush
             if hasattr(quick, "__fpending"):
-                self._pending = getattr(quick, "__fpending")  # noqa: B009 - the name would be mangled
-                self._pending.restype = ctypes.c_size_t  # type: ignore[union-attr, attr-defined]
+                self._pending = getattr(quick, "__fpending")
+                self._pending.restype = ctypes.c_size_t  # type: ignore[union-attr]
         except (OSError, ValueError, AttributeError):
             pass  # a C library without these: C code's output comes when its buffer is full
 

@@ -47,6 +47,7 @@ class PoolThread(threading.Thread):
         self.wake.acquire()
 
     def run(self) -> None:
+        """Run calls until it is abandoned."""
         ident = threading.get_ident()
         sleepers[ident] = self
         try:
@@ -117,7 +118,10 @@ class Pool:
             wake.acquire()
 
     def abandon(self, thread: PoolThread, call: Call) -> None:
-        """Give the place of the thread that runs `call` to another: the call was cancelled and doesn't end. The thread ends with it."""
+        """Give the place of the thread that runs `call` to another: the call was cancelled and doesn't end.
+
+        The thread ends with it.
+        """
         with self._lock:
             if thread.job is not call or thread.abandoned:
                 return

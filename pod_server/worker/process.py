@@ -125,7 +125,7 @@ class _Worker:
         os.dup2(null, 0)
         os.close(null)
         sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
-        builtins.input = _no_input  # type: ignore[assignment]
+        builtins.input = _no_input
         sys.stdout, sys.stderr = self._streams  # type: ignore[assignment]
         sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc, assignment]
         self._hub.start()
@@ -150,8 +150,8 @@ class _Worker:
         """Run the user's event loop."""
         while True:
             try:
-                # It stops when user code stops it, or when a task of its own ends with SystemExit or KeyboardInterrupt. Other
-                # calls' tasks are in it, so it goes on.
+                # It stops when user code stops it, or when a task of its own ends with SystemExit or KeyboardInterrupt.
+                # Other calls' tasks are in it, so it goes on.
                 self._loop.run_forever()
             except (SystemExit, KeyboardInterrupt):
                 continue

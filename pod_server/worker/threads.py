@@ -1,6 +1,7 @@
 """Lets output of threads that user code starts, and of work that it gives to thread pools, go to the call that did it.
 
-Context variables are not inherited by threads. Only ours is handed on: what else is in the context stays as Python has it.
+Context variables are not inherited by threads. Only ours is handed on: what else is in the context stays as Python has
+it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def _run_with(log: Log, function: Callable[..., Any], /, *args: Any, **kwargs: A
 def patch_threads() -> None:
     """Wrap `threading.Thread.start` and `concurrent.futures.ThreadPoolExecutor.submit`."""
     start = threading.Thread.start
-    submit = concurrent.futures.ThreadPoolExecutor.submit
+    submit: Any = concurrent.futures.ThreadPoolExecutor.submit
 
     @functools.wraps(start)
     def start_with_log(self: threading.Thread) -> None:
@@ -39,7 +40,7 @@ def patch_threads() -> None:
 
         def run_with_log() -> None:
             current_log.set(log)
-            del self.run  # type: ignore[method-assign]  # no cycle, and the object is as it was
+            del self.run  # no cycle, and the object is as it was
             run()
 
         self.run = run_with_log  # type: ignore[method-assign]
@@ -57,4 +58,4 @@ def patch_threads() -> None:
         return submit(self, _run_with, log, fn, *args, **kwargs)
 
     threading.Thread.start = start_with_log  # type: ignore[method-assign]
-    concurrent.futures.ThreadPoolExecutor.submit = submit_with_log  # type: ignore[method-assign, assignment]
+    concurrent.futures.ThreadPoolExecutor.submit = submit_with_log  # type: ignore[method-assign]

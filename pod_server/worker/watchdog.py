@@ -46,6 +46,7 @@ class Watchdog:
         self._loop = loop
         self._running = 0
         self._active = False
+        self._mutex = threading.Lock()
         self._wake = threading.Lock()
         self._wake.acquire()
         self._started = False
@@ -55,14 +56,16 @@ class Watchdog:
     def enter(self) -> None:
         """An asynchronous call begins; on the loop."""
         self._running += 1
-        if not self._active:
+        if self._active:
+            return
+        with self._mutex:
             self._active = True
-            if not self._started:
-                self._started = True
-                thread = threading.Thread(target=self._run, name="kt-watchdog", daemon=True)
-                contextvars.Context().run(thread.start)  # it is not this call's
-            else:
-                self._wake.release()
+        if self._started:
+            self._wake.release()
+        else:
+            self._started = True
+            thread = threading.Thread(target=self._run, name="kt-watchdog", daemon=True)
+            contextvars.Context().run(thread.start)  # it is not this call's
 
     def leave(self) -> None:
         """An asynchronous call has ended; on the loop."""
@@ -86,12 +89,9 @@ class Watchdog:
             else:
                 quiet += 1
                 if quiet > 8:
-                    # `enter` looks at the mark after it has counted, so a call that begins now is seen by one of the two.
-                    self._active = False
                     self._told.clear()
-                    if not self._running or self._active:
+                    if self._park():
                         return
-                    self._active = True
             found, frame = _current(sys._current_frames().get(main))
             now = time.monotonic()
             if found is None or found is not handle:
@@ -100,6 +100,15 @@ class Watchdog:
                 since = float("inf")
                 self._tell(handle, frame)
             del found, frame
+
+    def _park(self) -> bool:
+        """Stop watching if no call runs; False when one does."""
+        # `enter` counts first and looks at the mark then, so a call that begins now is seen by one of the two.
+        with self._mutex:
+            if self._running:
+                return False
+            self._active = False
+            return True
 
     def _tell(self, handle: Any, frame: FrameType) -> None:
         context: contextvars.Context | None = getattr(handle, "_context", None)
@@ -112,8 +121,8 @@ class Watchdog:
         code = f" `{source}`" if source else ""
         text = (
             f"The event loop was blocked for {_BLOCKED:g} s at {name}:{line}{code}; no other async call could go on. "
-            "Await something there (for example `await asyncio.sleep(...)`, or `await asyncio.to_thread(...)` for work that "
-            "blocks), or make the function a `def`: those run in threads.\n"
+            "Await something there (for example `await asyncio.sleep(...)`, or `await asyncio.to_thread(...)` for work "
+            "that blocks), or make the function a `def`: those run in threads.\n"
         )
         log.write(LogKind.NOTICE, text.encode("utf-8", "backslashreplace"))
 

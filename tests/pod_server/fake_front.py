@@ -191,7 +191,9 @@ class FakeFront:
         lens = [memoryview(b).nbytes for b in buffers]
         return record, encode(type, channel, {**meta, "file": name, "lens": lens}, (), F_BULK)
 
-    def prepare(self, *args: Any, _f: str | None = None, _meta: dict[str, Any] | None = None, **kwargs: Any) -> tuple[Record, bytes]:
+    def prepare(
+        self, *args: Any, _f: str | None = None, _meta: dict[str, Any] | None = None, **kwargs: Any
+    ) -> tuple[Record, bytes]:
         meta = dict(_meta or {})
         if _f is not None:
             meta["f"] = _f
@@ -234,7 +236,9 @@ class FakeFront:
         oob: list[Any] = []
         pickled = cloudpickle.dumps((target, init_args), protocol=5, buffer_callback=lambda b: oob.append(b.raw()))
         head = json.dumps(header or {"how": "pickle", "init": init_args is not None}).encode()
-        record, data = self.frame(FrameType.LOAD, full, [head, json.dumps(sources or {}).encode(), modules, pickled, *oob])
+        record, data = self.frame(
+            FrameType.LOAD, full, [head, json.dumps(sources or {}).encode(), modules, pickled, *oob]
+        )
         self.send(data)
         return record
 

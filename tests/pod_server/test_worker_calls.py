@@ -353,10 +353,10 @@ def test_ping(front: FakeFront) -> None:
 def test_blocked_loop_is_told_once(front: FakeFront) -> None:
     async def blocks(seconds: float) -> str:
         await asyncio.sleep(0.01)
-        time.sleep(seconds)  # the culprit
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251  # the culprit
+        time.sleep(seconds)  # noqa: ASYNC251
         await asyncio.sleep(0)
-        time.sleep(seconds)
+        time.sleep(seconds)  # noqa: ASYNC251
         return "done"
 
     front.deploy(blocks)
@@ -392,7 +392,7 @@ def test_blocked_loop_in_a_task_of_the_call(front: FakeFront) -> None:
 def test_busy_loop_is_not_blocked(front: FakeFront) -> None:
     async def busy() -> None:
         end = time.monotonic() + 0.8
-        while time.monotonic() < end:
+        while time.monotonic() < end:  # noqa: ASYNC110
             await asyncio.sleep(0)
 
     front.deploy(busy)

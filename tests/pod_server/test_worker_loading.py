@@ -107,7 +107,12 @@ def test_missing_package(front: FakeFront) -> None:
 def test_damaged_code(front: FakeFront) -> None:
     from pod_server.wire import FrameType
 
-    for buffers in ([b"{}"], [b"{", b"{}", b"", b"N."], [b"{}", b"{}", b"no zip", b"N."], [b"{}", b"{}", b"", b"garbage"]):
+    for buffers in (
+        [b"{}"],
+        [b"{", b"{}", b"", b"N."],
+        [b"{}", b"{}", b"no zip", b"N."],
+        [b"{}", b"{}", b"", b"garbage"],
+    ):
         record, data = front.frame(FrameType.LOAD, {"kind": "fn"}, buffers)
         front.send(data)
         with pytest.raises(Failed) as info:
@@ -134,8 +139,6 @@ def test_redeploy_of_a_function_under_calls(front: FakeFront) -> None:
 
 def test_redeploy_of_a_class(front: FakeFront) -> None:
     class Counter:
-        alive: list[int] = []
-
         def __init__(self) -> None:
             import gc
 
@@ -181,7 +184,7 @@ def test_sources_are_in_tracebacks(front: FakeFront) -> None:
     import inspect
 
     name = "/cells/ipykernel_1/2.py"
-    text = "def f(x):\n    return 1 / x  # here it breaks\n\ndef source():\n    import inspect\n    return inspect.getsource(f)\n"
+    text = "def f(x):\n    return 1 / x  # here it breaks\n"
     space: dict[str, Any] = {"__name__": "__main__"}
     exec(compile(text, name, "exec"), space)
     front.deploy(space["f"], sources={name: text})
@@ -205,9 +208,11 @@ def test_sources_are_in_tracebacks(front: FakeFront) -> None:
 
 
 def test_modules(front: FakeFront) -> None:
-    import types
-
-    files = {"kt_helper": "VALUE = 5\nfrom kt_package.inner import twice\n", "kt_package____init__": "", "kt_package__inner": "twice = lambda x: 2 * x\n"}
+    files = {
+        "kt_helper": "VALUE = 5\nfrom kt_package.inner import twice\n",
+        "kt_package____init__": "",
+        "kt_package__inner": "twice = lambda x: 2 * x\n",
+    }
     data = make_zip(**files)
 
     def use(x: int) -> Any:
@@ -222,14 +227,13 @@ def test_modules(front: FakeFront) -> None:
     front.deploy(use, modules=data)
     assert front.call(4)[2] == path
     assert len(os.listdir(os.path.join(front.dir, "code"))) == 1
-    del types
 
 
 def test_by_source(front: FakeFront) -> None:
     header = {"how": "source", "init": True, "module_name": "__main__", "qualname": "Adder"}
     sources = {
         "cell1": "import math\nBASE = int(math.floor(base))\n",
-        "cell2": "class Adder:\n    def __init__(self, n): self.n = n\n    def add(self, x): return BASE + self.n + x\n",
+        "cell2": "class Adder:\n def __init__(self, n): self.n = n\n def add(self, x): return BASE + self.n + x\n",
     }
     record = front.load({"base": 100.5}, kind="cls", init_args={"n": 10}, sources=sources, header=header, python="2.7")
     record.wait()

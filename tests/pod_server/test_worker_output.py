@@ -87,7 +87,7 @@ def test_stream_attributes(front: FakeFront) -> None:
     assert front.call() == ("utf-8", False, True, False, False, "<stdout>", True, 1)
 
 
-class pytest_raises:  # noqa: N801 - pytest isn't for the pod
+class pytest_raises:
     def __init__(self, kind: type[BaseException]) -> None:
         self.kind = kind
 
