@@ -15,6 +15,7 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 from pod_server import wire
@@ -45,6 +46,8 @@ _CONNECT_TIMEOUT = 5.0
 #: How long a first connection is tried for, in seconds: the backend has said that the pod accepts sessions.
 _OPEN_TIMEOUT = 10.0
 _BACKOFF = 0.05, 2.0
+#: A connection that has lasted this long, in seconds, is no part of the trouble before it.
+_HEALTHY = 5.0
 #: Silence after which we ask whether the pod is there, with calls open and without, in seconds.
 _SILENCE_BUSY = 2.0
 _SILENCE_IDLE = 5.0
@@ -54,6 +57,16 @@ _PINGS = 3
 _ACKS = 512
 #: Requests that may be made twice: those are repeated after a break, others fail.
 _REPEATABLE = frozenset({"calls", "events", "service_log", "adopt", "teardown", "status", "touch"})
+
+
+@dataclass
+class _Request:
+    """A REQUEST without an answer yet; repeated once after a break, so that one that breaks the pod does so twice."""
+
+    frame: bytes
+    op: str
+    future: asyncio.Future[dict[str, Any]]
+    repeated: bool = False
 
 
 class Session:
@@ -82,7 +95,7 @@ class Session:
         self._bulk = Bulk(endpoint)
         self._exchanges: dict[int, Exchange] = {}
         self._channel = 0
-        self._requests: dict[int, tuple[bytes, str, asyncio.Future[dict[str, Any]]]] = {}
+        self._requests: dict[int, _Request] = {}
         self._request = 0
         self._acks: deque[int] = deque(maxlen=_ACKS)
         self._ws: WebSocket | None = None
@@ -92,6 +105,10 @@ class Session:
         self._welcomed: asyncio.Future[None] | None = None
         #: Whether the pod has welcomed us on this connection: nothing but HELLO is sent before.
         self._ready = False
+        #: When that was; and since when, and how often, connections have broken as soon as they were made.
+        self._since = 0.0
+        self._trouble: float | None = None
+        self._brief = 0
         #: The first connecting, while it lasts; whoever wants the session waits for it.
         self.opening: asyncio.Task[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
@@ -190,9 +207,9 @@ class Session:
             exchange.end()
             exchange.on_error(self._again(exchange.channel))
         requests, self._requests = self._requests, {}
-        for _, _, future in requests.values():
-            if not future.done():
-                future.set_exception(self._again(0))
+        for request in requests.values():
+            if not request.future.done():
+                request.future.set_exception(self._again(0))
 
     def _again(self, channel: int) -> KubetorchError:
         """The error that ended the session, anew for each who waits: an exception gathers its raisers' tracebacks."""
@@ -204,10 +221,16 @@ class Session:
 
     # -- connecting --------------------------------------------------------------------------------------------------
 
-    async def _establish(self, limit: float) -> None:
-        """Try until it works, the pod is known to be gone, or ``limit`` seconds have passed."""
+    async def _establish(self, limit: float, tries: int = 0) -> None:
+        """Try until it works, the pod is known to be gone, or ``limit`` seconds have passed.
+
+        ``tries`` is how many connections have broken as soon as they were made: the pause goes on growing then.
+        """
         deadline = self._loop.time() + limit
-        pause, longest = _BACKOFF
+        first, longest = _BACKOFF
+        pause = min(first * 2.0**tries, longest)
+        if tries:
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         while True:
             try:
                 await self._connect()
@@ -285,6 +308,7 @@ class Session:
             return
         self.welcome = meta
         self._ready = True
+        self._since = self._loop.time()
         self._portal.farewells.add(self.close)
         if self._timer is None:
             self._timer = self._loop.call_later(_SILENCE_BUSY, self._watch)
@@ -317,8 +341,9 @@ class Session:
                 self._send(wire.encode(FrameType.CANCEL, channel, {"reason": exchange.cancelled}))
             if exchange.upload_wanted:
                 self._upload(exchange)
-        for frame, _, _ in self._requests.values():
-            self._send(frame)
+        for request in self._requests.values():
+            request.repeated = True
+            self._send(request.frame)
 
     def _disconnected(self, reason: str) -> None:
         """The connection is gone; get another."""
@@ -336,24 +361,31 @@ class Session:
                     )
                 )
             return
-        for number in [n for n, (_, op, _) in self._requests.items() if op not in _REPEATABLE]:
-            _, op, future = self._requests.pop(number)
-            if not future.done():
-                future.set_exception(
+        for number, request in list(self._requests.items()):
+            if request.op in _REPEATABLE and not request.repeated:
+                continue
+            del self._requests[number]
+            if not request.future.done():
+                request.future.set_exception(
                     ConnectionFailedError(
-                        f'the connection to service "{self.endpoint.service}" broke while it was asked to {op} ({reason}); '
-                        "whether it has done so isn't known",
+                        f'the connection to service "{self.endpoint.service}" broke while it was asked to '
+                        f"{request.op} ({reason}); whether it has done so isn't known",
                         service=self.endpoint.service,
                         url=self.endpoint.url,
                     )
                 )
+        now = self._loop.time()
+        if self._trouble is None or now - self._since > _HEALTHY:
+            self._trouble, self._brief = now, 0
+        else:
+            self._brief += 1
         if self._reconnecting is None:
-            self._reconnecting = self._portal.own(self._reconnect(reason))
+            self._reconnecting = self._portal.own(self._reconnect(reason, self._trouble))
 
-    async def _reconnect(self, reason: str) -> None:
+    async def _reconnect(self, reason: str, since: float) -> None:
         limit = float(config.reconnect_timeout)
         try:
-            await self._establish(limit)
+            await self._establish(max(limit - (self._loop.time() - since), 0), self._brief)
         except PodLostError as e:
             self._lose(e)
         except ConnectionFailedError:
@@ -517,7 +549,7 @@ class Session:
         pending = self._requests.pop(number, None)
         if pending is None:
             return
-        future = pending[2]
+        future = pending.future
         if future.done():
             return
         if meta.get("error"):
@@ -666,7 +698,7 @@ class Session:
         number = self._request
         frame = wire.encode(FrameType.REQUEST, number, {"op": op, **fields})
         future: asyncio.Future[dict[str, Any]] = self._loop.create_future()
-        self._requests[number] = frame, op, future
+        self._requests[number] = _Request(frame, op, future)
         self._send(frame)
         try:
             return await future
