@@ -20,6 +20,7 @@ import functools
 import hashlib
 import marshal
 import os
+import pickle
 import struct
 import sys
 import types
@@ -35,6 +36,8 @@ from .sources import is_local_file
 __all__ = ["Survey"]
 
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
+#: Containers of more items are first tried as a whole.
+_MANY = 64
 #: Attributes of a class that Python makes itself, or that say nothing about the code.
 _CLASS_NOISE = frozenset(
     (
@@ -71,6 +74,31 @@ def _import_levels(code: types.CodeType) -> Iterable[tuple[dis.Instruction, Any]
             yield i, level  # the level is loaded before the list of names
         if i.opname not in ("CACHE", "EXTENDED_ARG"):
             level, before = before, i.argval
+
+
+class _OnlyBuiltins(pickle.Pickler):
+    """Fails at whatever isn't made of builtin types, at the speed of C."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        raise TypeError
+
+
+class _Sink:
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def _marshal(value: Any) -> bytes | None:
+    """The content of a large container of nothing but builtin types; None for any other.
+
+    Python's own `marshal` (version 2, where nothing depends on identity) sorts the members of sets, but takes arrays
+    for bytes, so that pickle has to say first that there are none.
+    """
+    try:
+        _OnlyBuiltins(_Sink(), 5).dump(value)
+        return marshal.dumps(value, 2)
+    except (TypeError, ValueError, RecursionError):  # something else in it, or too deep for either
+        return None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -113,7 +141,11 @@ class Survey:
 
     def add(self, value: Any, path: str | None = None) -> None:
         """Go through a value."""
-        self._visit(value, self._name if path is None else path)
+        path = self._name if path is None else path
+        try:
+            self._visit(value, path)
+        except Exception as e:  # the user's own code (a property, a __getattr__), or another thread that changes things
+            self._give_up(path, f"{type(e).__name__} while it was looked at")
 
     def hexdigest(self) -> str:
         """The hash of all that was added."""
@@ -174,6 +206,9 @@ class Survey:
 
     def _visit_container(self, value: Any, cls: type, path: str) -> None:
         self._put(cls.__name__, str(len(value)))
+        if len(value) > _MANY and (data := _marshal(value)) is not None:
+            self._put("plain", data)
+            return
         if cls is dict:
             if set(map(type, value)) <= _ATOMS and set(map(type, value.values())) <= _ATOMS:
                 self._put("atoms", marshal.dumps(value, 2))
@@ -336,7 +371,7 @@ class Survey:
         state = reduced[2] if len(reduced) > 2 else None
         if isinstance(state, dict):
             self._put("state", str(len(state)))
-            for k, v in state.items():
+            for k, v in list(state.items()):
                 self._visit(k, path)
                 self._visit(v, f"{path}.{k}")
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import linecache
+import os
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -15,8 +16,8 @@ from typing import Any
 
 __all__ = ["FrameData", "capture", "format_frames", "is_framework", "rebuild"]
 
-#: ``[file, line, function, qualified name, first line of the function, last line, column, last column, sources]``;
-#: sources are ``[first line number, [text, ...]]`` around the line.
+#: ``[file, line, function, qualified name, first line of the function, last line, column, last column, sources,
+#: module]``; sources are ``[first line number, [text, ...]]`` around the line.
 FrameData = list[Any]
 
 #: Frames of these packages are ours, or serve us, and say nothing to the user.
@@ -77,13 +78,14 @@ def _capture_frame(tb: types.TracebackType, code: types.CodeType) -> FrameData:
         col,
         end_col,
         [first, lines],
+        module if isinstance(module := tb.tb_frame.f_globals.get("__name__"), str) else "",
     ]
 
 
 def format_frames(frames: Iterable[FrameData]) -> str:
     """Frames as Python's traceback text, without its first line."""
     out: list[str] = []
-    for file, line, name, _, _, _, _, _, (first, lines) in frames:
+    for file, line, name, _, _, _, _, _, (first, lines), _ in frames:
         out.append(f'  File "{file}", line {line}, in {name}\n')
         at = line - first
         if 0 <= at < len(lines) and lines[at].strip():
@@ -108,9 +110,15 @@ def rebuild(frames: Iterable[FrameData]) -> types.TracebackType | None:
 
 def _known_file(data: FrameData) -> str:
     """The file name under which the frame's lines can be read here; lines that only the other side has are added."""
-    file, line, (first, lines) = str(data[0]), int(data[1]), data[8]
+    file, line, (first, lines), module = str(data[0]), int(data[1]), data[8], str(data[9])
     at = line - first
     text = lines[at] if 0 <= at < len(lines) else ""
+    # A local module was unpacked there and is the user's own file here.
+    own = getattr(sys.modules.get(module), "__file__", None)
+    if text and own and own != file and os.path.basename(own) == os.path.basename(file):
+        linecache.checkcache(own)
+        if linecache.getline(own, line).rstrip("\n")[:_MAX_LINE] == text:
+            return str(own)
     linecache.checkcache(file)
     here = linecache.getline(file, line).rstrip("\n")[:_MAX_LINE]
     if not text or here == text:
@@ -136,7 +144,7 @@ class _Here(Exception):
 
 
 def _make_frame(data: FrameData, file: str) -> tuple[types.FrameType, int]:
-    _, line, name, qualname, first, end, col, end_col, _ = data
+    _, line, name, qualname, first, end, col, end_col, _, module = data
     line, first, end = int(line), max(1, min(int(first), int(line))), max(int(end), int(line))
     if col is None or end_col is None:
         col, end_col, end = *_whole_line(file, line), line  # Python draws no carets under a whole line
@@ -150,9 +158,8 @@ def _make_frame(data: FrameData, file: str) -> tuple[types.FrameType, int]:
     if sys.version_info >= (3, 11):
         changes["co_qualname"] = str(qualname)
     code = code.replace(**changes)
-    # Without a __name__ of ours the frame counts as the user's when the exception travels on.
-    try:
-        exec(code, {"_Here": _Here, "__name__": "__main__", "__file__": file})
+    try:  # with the module's name the frame counts as the user's also when the exception travels on
+        exec(code, {"_Here": _Here, "__name__": str(module) or "__main__", "__file__": file})
     except _Here as e:
         tb = e.__traceback__
         inner = tb.tb_next if tb is not None else None

@@ -237,7 +237,8 @@ def test_a_package_travels_whole_with_what_it_imports(project: Path, pod: Podlet
         pod.call(-1)
     import traceback
 
-    assert "raise Error('negative')" in "".join(traceback.format_exception(caught.value))
+    text = "".join(traceback.format_exception(caught.value))
+    assert f"File \"{project / 'pkg' / 'core.py'}\", line 9, in run\n    raise Error('negative')" in text
     # A changed file: another hash, and the pod runs the file as it is now.
     write(project, **{"other.py": "VALUE = 5  # changed\n"})
     changed = pack(pkg.run)
@@ -415,6 +416,8 @@ bound = Model().go
 shared = [1, 2]
 cyclic = [shared, shared]
 cyclic.append(cyclic)
+rows = [{"k": str(i), "s": {str(i), "x", "y"}} for i in range(1000)]
+mixed = [*range(100), np.float32(1), Config()]
 ''')
 cells.run('''
 def deco(f):
@@ -424,7 +427,7 @@ def deco(f):
 @deco
 def train(x: int, *, flag=Colour.RED) -> "Config":
     return (NAMES, FROZEN, ARRAY, OBJECTS, FRAME, RECORDS, Flags, Config(), Pair(1), Model, cached, log, pattern, bound,
-            cyclic,
+            cyclic, rows, mixed,
             local.f, functools.partial(local.f, 1), T, np.sin, np.add, len, [].append, str.upper, [i for i in (1, 2)])
 ''')
 bundle = pack(cells["train"], init_args={"c": cells["Config"](names={"u", "v", "w"}), "m": cells["Model"]()})
@@ -477,7 +480,9 @@ lam = lambda: 1
 @functools.lru_cache(maxsize=1)
 def cached(): return 1
 def main():
-    return helper(), DATA, ARRAY, m, closure, part, lam, cached
+    return helper(), DATA, ARRAY, m, closure, part, lam, cached, BIG, MIXED
+BIG = [{"a": 1} for _ in range(1000)]
+MIXED = [*range(1000), [np.float32(0)]]
 """
 
 
@@ -508,6 +513,9 @@ def main():
         "class M(Base):\n    attribute = 1\n    def method(self): return 2\nm.__class__ = M",
         "helper.tag = 1",
         "m.state = np.array([1.0])",
+        "BIG[500]['a'] = 2",
+        "BIG[500]['a'] = 1.0",
+        "MIXED[-1][0] = np.int32(0)",
     ],
 )
 def test_the_fingerprint_changes_with_what_matters(cells: Cells, change: str) -> None:
@@ -521,6 +529,17 @@ def test_the_fingerprint_changes_with_what_matters(cells: Cells, change: str) ->
     assert pack(cells["main"]).version == before
     cells.run(change)
     assert pack(cells["main"]).version != before
+
+
+def test_large_plain_data_is_hashed_quickly(cells: Cells) -> None:
+    import time
+
+    cells.run("rows = [{'id': i, 'name': str(i)} for i in range(300_000)]\ndef f():\n    return rows\n")
+    start = time.perf_counter()
+    pack(cells["f"])
+    took = time.perf_counter() - start
+    print(f"packing 300,000 dictionaries: {took * 1000:.0f} ms")
+    assert took < 3
 
 
 def test_the_fingerprint_changes_with_init_args_name_and_kind(cells: Cells) -> None:
