@@ -35,7 +35,6 @@ def test_script(example: Example, url: str, tmp_path: Path) -> None:
     script.write_text(example.preamble(url) + example.source(url) + example.after)
     # A path of its own for each script, so that what it leaves is found; short, for the sockets in it.
     runtime_dir = Path(os.environ["KT_RUNTIME_DIR"]) / f"s{EXAMPLES.index(example)}"
-    runtime_dir.mkdir(mode=0o700)
     done = subprocess.run(
         [sys.executable, "-m", "kubetorch_jupyter", str(script)],
         env={**os.environ, "KT_RUNTIME_DIR": str(runtime_dir), "KT_LOCAL_GPUS": "1"},
@@ -53,7 +52,6 @@ def test_script(example: Example, url: str, tmp_path: Path) -> None:
     left = wait_until_gone(runtime_dir, 3)
     assert not left, [p.cmdline() for p in left]
     assert leftover_files(runtime_dir) == []
-    runtime_dir.rmdir()
 
 
 def test_cells(make_kernel: KernelFactory, url: str) -> None:
