@@ -331,8 +331,8 @@ class ScriptedPod:
             self.send(client, wire.encode(FrameType.PONG, 0, meta))
         elif frame.type is FrameType.REQUEST:
             rows = [
-                {"id": wire.call_id("echo", c, n), "f": k.meta.get("f", ""), "log": len(k.log_bytes)}
-                for (c, n), k in self.calls.items()
+                {"id": wire.call_id("echo", c, n), "f": k.meta.get("f", ""), "log": len(k.log_bytes), "ended": k.final and 1}
+                for (c, n), k in list(self.calls.items())[-100:]
             ]
             answer = {"calls": rows} if meta["op"] == "calls" else {"op": meta["op"]}
             self.send(client, wire.encode(FrameType.RESPONSE, channel, answer))

@@ -18,6 +18,7 @@ from pod_server.wire import FrameType, LogKind
 from ..errors import CallCancelledError, KubetorchError, RecordExpiredError, UnknownCallError, from_wire
 from ..transport.exchange import Exchange
 from ..transport.portal import get_inlet, get_portal
+from ..transport.session import Session
 from .run import Payload, Run, encode_arguments, nobody
 from .target import CallOptions, Target
 
@@ -37,7 +38,7 @@ class _HeldRun(Run):
     begun: Callable[[], None]
     acknowledges = False
 
-    def _begin_on(self, session: Any) -> None:
+    def _begin_on(self, session: Session) -> None:
         super()._begin_on(session)
         self.begun()
 
@@ -292,10 +293,9 @@ class Call(Generic[T]):
     async def _logs(self, id: str) -> str:
         session = await self._target.session()
         text = _LogText()
-        if not self._ended:
-            rows = (await session.request("calls"))["calls"]
-            text.until = next((int(row.get("log") or 0) for row in rows if row["id"] == id), None)
-            if text.until == 0:
+        if not self._ended and (row := await _row(session, id)) is not None and not row["ended"]:
+            text.until = int(row["log"])
+            if not text.until:
                 return ""
         reader = _LogReader(id, text)
         text.reader = reader
@@ -305,6 +305,20 @@ class Call(Generic[T]):
         finally:
             session.leave(reader)
         return text.text()
+
+
+async def _row(session: Session, id: str) -> dict[str, Any] | None:
+    """What the pod lists of that call: ``f``, ``state``, ``ended``, ``log`` …; None if it doesn't."""
+    skip = 0
+    while True:
+        answer = await session.request("calls", skip=skip)
+        rows: list[dict[str, Any]] = answer["calls"]
+        for row in rows:
+            if row["id"] == id:
+                return row
+        if not answer.get("more") or not rows:
+            return None
+        skip += len(rows)
 
 
 class _LogText:
@@ -398,12 +412,11 @@ def attach_call(target: Target, call_id: str) -> Call[Any]:
     except ValueError as e:
         raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=call_id) from None
 
-    async def ask() -> str | None:
-        session = await target.session()
-        rows = (await session.request("calls"))["calls"]
-        return next((str(row.get("f") or "") for row in rows if row["id"] == call_id), None)
+    async def ask() -> dict[str, Any] | None:
+        return await _row(await target.session(), call_id)
 
-    function = get_portal().run(ask())
+    row = get_portal().run(ask())
+    function = str(row["f"]) if row is not None else ""
     options = CallOptions()
     call: Call[Any] = Call(
         target,
@@ -412,7 +425,7 @@ def attach_call(target: Target, call_id: str) -> Call[Any]:
         lambda: _AttachedRun(target, function or target.label, call_id, options),
         0,
     )
-    if function is None:
+    if row is None:
         # Not among those that are listed: the pod says so at once, before it answers another request.
         get_portal().run(ask())
         outcome = call._run.outcome

@@ -126,6 +126,7 @@ class Requests:
             "state": state,
             "started": record.started or record.created,
             "ended": record.ended,
+            "log": record.log.end if record.log is not None else 0,
             "by": {key: record.client.info.get(key) for key in ("user", "host", "pid", "notebook")},
         }
 
