@@ -401,9 +401,11 @@ async def _bring_up(service: Service, code: Code, announce: Announcer, output: O
         # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
         if live is None:
             await asyncio.shield(service.backend.delete(service.name))
+        else:
+            announce(f'kubetorch: "{service.name}" goes on with the code that it had')
         raise
     service.endpoint, service.torn_down = endpoint, False
-    announce(f'kubetorch: "{service.name}" {done} on {service.backend.name} pods in {time.monotonic() - started:.2f} s')
+    announce(f'kubetorch: "{service.name}" {done.format(took=f"{time.monotonic() - started:.2f} s")}')
 
 
 async def _load(
@@ -414,10 +416,10 @@ async def _load(
     announce: Announcer,
     output: Output | None,
 ) -> str:
-    """Load the code into the pod unless it is there; what happened, for people."""
+    """Load the code into the pod unless it is there; what happened, for people (``{took}`` is to be filled in)."""
     version, worker = code.fingerprints()
     if live is not None and live["version"] == version:
-        return "is unchanged, the same instance goes on"
+        return "is unchanged: the same instance goes on"
     by = live.get("by") if live else None
     me = describe_owner()
     if by and (by.get("host"), by.get("pid")) != (me["host"], me["pid"]):
@@ -441,7 +443,10 @@ async def _load(
     }
     await session.load(meta, code.bundle.buffers, output)
     size = _human(code.bundle.size)
-    return f"was redeployed (sent {size})" if live else f"is ready (sent {size})"
+    if live is None:
+        return f"is ready on {service.backend.name} pods in {{took}} (sent {size})"
+    lost = f"; {meta['name']} was constructed anew, its state is lost" if service.kind == "cls" else ""
+    return f"was redeployed in {{took}} (sent {size}){lost}"
 
 
 def startup_error(name: str, cause: BaseException) -> StartupError:
