@@ -109,17 +109,22 @@ class BulkStore:
         self._n = 0
         self._uploads: dict[tuple[str, int], Upload] = {}
         self._announced: dict[tuple[str, int], asyncio.Future[None]] = {}
-        #: What may be fetched: the name in the URL, and the file.
-        self._offered: dict[str, str] = {}
+        #: What may be fetched.
+        self._offered: set[str] = set()
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> str:
-        """The path of a bulk file; names that begin with a slash are those that found no room in tmpfs."""
+        """The path of a bulk file."""
         return os.path.join(self.dir, name)
 
+    def _target(self, name: str) -> str:
+        """Where to write a file that `make` named: O_EXCL doesn't follow links."""
+        path = self.path(name)
+        return os.readlink(path) if os.path.islink(path) else path
+
     def make(self, size: int) -> str:
-        """A name for a new file of so many bytes.
+        """A name for a new file of so many bytes; where tmpfs has no room it leads to one in the service directory.
 
         Raises
         ------
@@ -131,49 +136,47 @@ class BulkStore:
         if shutil.disk_usage(self.dir).free > size + _SPARE:
             return name
         if shutil.disk_usage(self._spill).free > size + _SPARE:
-            return os.path.join(self._spill, name)
+            os.symlink(os.path.join(self._spill, name), self.path(name))
+            return name
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.dir)
 
     def duplicate(self, name: str) -> str:
         """A second name for the same file, for somebody who is going to unlink it."""
         self._n += 1
-        copy = os.path.join(os.path.dirname(name), f"f{self._n}")
-        os.link(self.path(name), self.path(copy))
+        copy = f"f{self._n}"
+        if os.path.islink(self.path(name)):
+            target = os.path.join(self._spill, copy)
+            os.link(os.path.join(self._spill, name), target)
+            os.symlink(target, self.path(copy))
+        else:
+            os.link(self.path(name), self.path(copy))
         return copy
 
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
-        self._offered.pop(os.path.basename(name), None)
-        try:
-            os.unlink(self.path(name))
-        except FileNotFoundError:
-            pass  # the worker unlinks what it has mapped
+        self._offered.discard(name)
+        for directory in (self.dir, self._spill):
+            try:
+                os.unlink(os.path.join(directory, name))
+            except FileNotFoundError:
+                pass  # the worker unlinks what it has mapped; few files are in the second directory
 
     def offer(self, name: object) -> str | None:
-        """Let a file of the worker's be fetched; the name to fetch it by, None when it is none that a worker may
-        offer.
-        """
-        if not isinstance(name, str) or not name or "\0" in name:
+        """Let a file of the worker's be fetched; its name, None when it is none that a worker may offer."""
+        if not isinstance(name, str) or not name or "/" in name or "\0" in name:
             return None
-        path = os.path.realpath(self.path(name))
-        if os.path.dirname(path) not in (
-            self.dir,
-            self._service_dir,
-            self._spill,
-            os.path.join(self._service_dir, "bulk"),
-        ):
+        path = self.path(name)
+        # Not through a link: that might lead to what only the front may read.
+        if os.path.islink(path) or not os.path.isfile(path):
             return None
-        if not os.path.isfile(path):
-            return None
-        key = os.path.basename(path)
-        self._offered[key] = name if "/" not in name else path
-        return key
+        self._offered.add(name)
+        return name
 
     def write(self, data: bytes) -> str:
         """A new file with these bytes; its name."""
         name = self.make(len(data))
         try:
-            with open(self.path(name), "xb") as f:
+            with open(self._target(name), "xb") as f:
                 f.write(data)
         except OSError:
             self.remove(name)
@@ -208,7 +211,7 @@ class BulkStore:
         turn = upload.turn
         try:
             name = self.make(upload.total)
-            got = await self._write(self.path(name), upload, turn, receive)
+            got = await self._write(name, upload, turn, receive)
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 _log.warning("an upload failed: %s", e)
@@ -240,11 +243,11 @@ class BulkStore:
                 self._announced.pop(key, None)
         return self._uploads.get(key)
 
-    async def _write(self, path: str, upload: Upload, turn: int, receive: Receive) -> int | None:
+    async def _write(self, name: str, upload: Upload, turn: int, receive: Receive) -> int | None:
         """Stream a request's body into a file; the bytes written, None when the connection broke or it isn't wanted
         any more.
         """
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._target(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         got = 0
         complete = False
         try:
@@ -263,7 +266,7 @@ class BulkStore:
         finally:
             os.close(fd)
             if not complete:
-                self.remove(path)
+                self.remove(name)
 
     async def _in_thread(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a file operation where it can't hold up the loop; tmpfs is memory and needs no thread."""
@@ -277,11 +280,10 @@ class BulkStore:
         """Answer a GET with a file's bytes from an offset on; False when there is no such file (nothing was sent
         then).
         """
-        name = self._offered.get(key)
-        if name is None:
+        if key not in self._offered:
             return False
         try:
-            fd = os.open(self.path(name), os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             return False
         try:
@@ -300,7 +302,7 @@ class BulkStore:
             while size - offset > _PIECE:
                 data = await self._in_thread(os.pread, fd, _PIECE, offset)
                 if not data:
-                    raise OSError(errno.EIO, "the file became shorter", name)
+                    raise OSError(errno.EIO, "the file became shorter", key)
                 offset += len(data)
                 await send({"type": "http.response.body", "body": data, "more_body": True})
             data = await self._in_thread(os.pread, fd, size - offset, offset)

@@ -86,9 +86,8 @@ class Calls:
         record.frame, record.meta = frame, meta
         record.spawn = meta.get("mode") == "spawn"
         record.credit = gen
-        session.subscribe(
-            Subscription(session, record, seq, item_limit=gen, want_log=meta.get("log") is not False),
-        )
+        record.want_log = meta.get("log") is not False
+        session.subscribe(Subscription(session, record, seq, item_limit=gen, want_log=record.want_log))
         self.accept(record, timeout, lens)
 
     def accept(self, record: Record, timeout: float | None, lens: int | None) -> None:
@@ -130,7 +129,7 @@ class Calls:
         if error is None and self.held_bytes + size > _HELD_LIMIT:
             error = {
                 "type": "ServiceHealthError",
-                "message": f'service "{self._pod.params.name}" is {supervisor.state} and too much waits for it already; '
+                "message": f'service "{self._pod.params.name}" is {supervisor.state} and too much waits for it; '
                 "call again when it is ready",
             }
         if error is not None:
@@ -221,7 +220,7 @@ class Calls:
             offset=offset,
             item=item,
             item_limit=item + credit,
-            want_log=meta.get("no_log") is not True,
+            want_log=record.want_log or record.client is not client,
             log_only=meta.get("log_only") is True,
         )
         session.subscribe(sub)
@@ -244,7 +243,9 @@ class Calls:
         if record is None:
             return
         own = record.client is session.client and record.seq == channel
-        absent = record.client.session is None and time.time() - (record.client.gone_since or 0.0) > _ABSENT
+        # Who has read the log only has not read the result.
+        log_only = sub is not None and sub.log_only
+        absent = not log_only and record.client.session is None and time.time() - (record.client.gone_since or 0.0) > _ABSENT
         if own or absent:
             record.acked = True
         self.left(record)
@@ -333,15 +334,12 @@ class Calls:
         """A frame as clients may have it, and the file with its payload; no bytes when the file isn't acceptable."""
         if not frame.flags & F_BULK:
             return frame.raw, None
-        meta = frame.meta
-        name = meta.get("file")
-        key = self._pod.bulk.offer(name)
-        if key is None:
+        name = frame.meta.get("file")
+        file = self._pod.bulk.offer(name)
+        if file is None:
             _log.warning("a worker offered the file %r", name)
             return None, None
-        if key != name:
-            return encode(frame.type, 0, {**meta, "file": key}, (), frame.flags), str(name)
-        return frame.raw, key
+        return frame.raw, file
 
     # -- ends ----------------------------------------------------------------------------------------------------------
 

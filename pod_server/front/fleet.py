@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -51,17 +50,16 @@ class Fleet:
         self.workers: dict[int, Worker] = {}
         self._numbers = 0
         self.zygote: Link | None = None
-        self._zygote_here = asyncio.Event()
+        self._zygote_here: asyncio.Future[None] = self._loop.create_future()
 
     async def spawn(self, code: Code, memory_limit: int | None) -> Worker:
         """A new worker that may be sent frames; `WorkerDied` when it doesn't come so far."""
         name = self._pod.params.name
-        try:
-            await asyncio.wait_for(self._zygote_here.wait(), _COMING)
-        except asyncio.TimeoutError:
-            raise WorkerDied(
-                {"type": "StartupError", "message": f'the zygote of service "{name}" did not start'}
-            ) from None
+        if not self._zygote_here.done():
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes together with what it waits for.
+            await asyncio.wait({self._zygote_here}, timeout=_COMING)
+        if not self._zygote_here.done():
+            raise WorkerDied({"type": "StartupError", "message": f'the zygote of service "{name}" did not start'})
         self._numbers += 1
         worker = self.workers[self._numbers] = Worker(self._numbers, code.worker)
         worker.memory_limit = memory_limit
@@ -71,12 +69,12 @@ class Fleet:
         except WireError as e:
             del self.workers[worker.number]
             raise WorkerDied({"type": "StartupError", "message": f"the environment is too large: {e}"}) from None
-        try:
-            await asyncio.wait_for(asyncio.shield(worker.ready), _COMING)
-        except asyncio.TimeoutError:
+        await asyncio.wait({worker.ready}, timeout=_COMING)
+        if not worker.ready.done():
             self.kill(worker, {"message": f"did not start within {_COMING:.0f} s", "cause": "exit"})
             text = f'a worker of service "{name}" did not start within {_COMING:.0f} s'
-            raise WorkerDied({"type": "StartupError", "message": text}) from None
+            raise WorkerDied({"type": "StartupError", "message": text})
+        worker.ready.result()
         return worker
 
     def _to_zygote(self, frame: bytes) -> None:
@@ -88,12 +86,12 @@ class Fleet:
         if self.zygote is not None and not self.zygote.closed:
             raise WireError("there is a zygote already")
         self.zygote = link
-        self._zygote_here.set()
+        if not self._zygote_here.done():
+            self._zygote_here.set_result(None)
         link.on_frames = self._from_zygote
         link.on_close = self._zygote_lost
 
     def _zygote_lost(self, reason: str | None) -> None:
-        self._zygote_here.clear()
         self._pod.stop(f"the zygote has ended{': ' + reason if reason else ''}")
 
     def _from_zygote(self, frames: list[Frame]) -> None:
@@ -106,6 +104,9 @@ class Fleet:
                     self._forked(worker, meta)
             elif frame.type is FrameType.DIED:
                 if worker is not None:
+                    if meta.get("error"):
+                        self._died(worker, {"type": "StartupError", "message": str(meta["error"])})
+                        continue
                     worker.status = meta.get("status") if isinstance(meta.get("status"), int) else None
                     self._half_dead(worker, _NO_EOF, worker.link is None or worker.link.closed)
             elif frame.type not in (FrameType.PING, FrameType.PONG):
@@ -186,15 +187,6 @@ class Fleet:
         worker.gone.set_result(None)
 
     def stop(self) -> None:
-        """Kill every worker; the pod ends."""
+        """Kill every worker; the pod ends. A zygote that is gone has taken its workers with it."""
         for worker in list(self.workers.values()):
             self.kill(worker, {"message": "was ended with its service", "cause": "restart"})
-            if (self.zygote is None or self.zygote.closed) and worker.pid is not None:
-                _kill(worker.pid)
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # that is what we want

@@ -146,11 +146,11 @@ class Pod:
         _log.info("the pod ends: %s", reason)
         text = f'service "{self.params.name}" ends: {reason}'
         self.supervisor.state = "stopping"
+        self.tell("stopping", text)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self.tell("stopping", text)
         self.supervisor.stop()
+        await asyncio.wait(self._tasks, timeout=_FAREWELL)
         sessions = list(self.sessions)
         for session in sessions:
             session.close(text, "PodTerminatedError")

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..wire import F_BULK, F_ENTRY, F_ERROR, Frame, FrameType, call_id, encode
+from ..wire import F_ENTRY, F_ERROR, Frame, FrameType, call_id, encode
 from .logs import Log
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ class Record:
         "state",
         "subs",
         "timer",
+        "want_log",
         "worker",
     )
 
@@ -127,6 +128,8 @@ class Record:
         self.f = f
         self.kind = kind
         self.spawn = False
+        #: Whether its own client wants to see the log.
+        self.want_log = True
         self.state = State.QUEUED
         self.created = time.time()
         self.started: float | None = None
@@ -461,14 +464,6 @@ class RecordStore:
     def budget(self) -> int:
         """Bytes of logs that may be kept."""
         return self._budget
-
-
-def file_of(frame: Frame) -> str | None:
-    """The file that a frame's payload lies in."""
-    if not frame.flags & F_BULK:
-        return None
-    name = frame.meta.get("file")
-    return name if isinstance(name, str) else None
 
 
 def _unlink(path: str) -> None:

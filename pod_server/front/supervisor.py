@@ -71,7 +71,7 @@ class Supervisor:
         #: A worker is to be started for `code`; the one that is being started; not to wait before it is tried again.
         self._revive = False
         self._reviving: Worker | None = None
-        self._hurry = asyncio.Event()
+        self._hurry: asyncio.Future[None] = self._loop.create_future()
         self._failures = 0
         self._own = Client("0" * 26)
         self._restarts: list[Callable[[dict[str, Any] | None], None]] = []
@@ -110,7 +110,7 @@ class Supervisor:
         if self._reviving is not None:
             # Nobody wants to wait until old code has been loaded again only to be replaced.
             self.fleet.kill(self._reviving, {"message": "was replaced by a redeploy", "cause": "restart"})
-        self._hurry.set()
+        self._hasten()
         self._wake.set()
 
     def cancel_load(self, record: Record) -> None:
@@ -139,9 +139,13 @@ class Supervisor:
             return
         self._restarts.append(done)
         self._failures = 0
-        self._hurry.set()
+        self._hasten()
         if self.current is not None:
             self.fleet.kill(self.current, {"message": "was restarted on request", "cause": "restart"})
+
+    def _hasten(self) -> None:
+        if not self._hurry.done():
+            self._hurry.set_result(None)
 
     def loaded(self, worker: Worker, frame: Frame) -> None:
         """A RESULT that is no call's: a LOAD's."""
@@ -299,12 +303,9 @@ class Supervisor:
             self._revive = False
             return
         delay = _BACKOFF[min(self._failures, len(_BACKOFF) - 1)]
-        self._hurry.clear()
+        self._hurry = self._loop.create_future()
         if delay:
-            try:
-                await asyncio.wait_for(self._hurry.wait(), delay)
-            except asyncio.TimeoutError:
-                pass
+            await asyncio.wait({self._hurry}, timeout=delay)
         if self._loads:
             return  # new code goes first; what it leaves to be done is done afterwards
         self._own.high_water += 1
