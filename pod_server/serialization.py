@@ -11,22 +11,15 @@ deploy goes through, makes such classes anew.
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import pickle
 import re
 import sys
-import threading
-import types
-import weakref
-from collections import ChainMap
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import cloudpickle
-from cloudpickle import cloudpickle as _cp
-
+from ._pickling import Pickler, Unpickler, failure
 from ._unpicklable import describe
 
 __all__ = [
@@ -204,52 +197,6 @@ def dumps(value: Any, *, ser: str = "pickle", snapshot: bool = False) -> list[Bu
     return buffers
 
 
-def _make_lru_cache(function: Any, parameters: dict[str, Any]) -> Any:
-    return functools.lru_cache(**parameters)(function)
-
-
-def _reduce_lru_cache(wrapper: Any) -> Any:
-    """An ``@lru_cache`` function of a notebook by value; by itself it goes by the name that it has in ``__main__``."""
-    if _cp._lookup_module_and_qualname(wrapper) is not None:
-        return wrapper.__reduce__()
-    return _make_lru_cache, (wrapper.__wrapped__, wrapper.cache_parameters())
-
-
-def _make_cached_property(function: Any, name: str | None) -> Any:
-    made = functools.cached_property(function)
-    made.attrname = name
-    return made
-
-
-def _reduce_cached_property(value: Any) -> Any:
-    """Python 3.11's has a lock, which can't be pickled."""
-    return _make_cached_property, (value.func, value.attrname)
-
-
-def _reduce_weak_dict(value: Any) -> Any:
-    return type(value), (dict(value),)
-
-
-class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """cloudpickle's, and a few things that people have in cells and that it can't pickle."""
-
-    dispatch_table: ClassVar[Any] = ChainMap(
-        {
-            functools._lru_cache_wrapper: _reduce_lru_cache,
-            functools.cached_property: _reduce_cached_property,
-            weakref.WeakKeyDictionary: _reduce_weak_dict,
-            weakref.WeakValueDictionary: _reduce_weak_dict,
-        },
-        cloudpickle.Pickler.dispatch_table,
-    )
-
-    def reducer_override(self, obj: Any) -> Any:
-        """As cloudpickle's; packages that are lazy have modules of a class of their own, which go by name as others."""
-        if isinstance(obj, types.ModuleType) and type(obj) is not types.ModuleType:
-            return _cp._module_reduce(obj)
-        return super().reducer_override(obj)
-
-
 def _dump_any(value: Any, snapshot: bool) -> list[Buffer]:
     out: list[Buffer] = []
 
@@ -272,22 +219,6 @@ def _dump_any(value: Any, snapshot: bool) -> list[Buffer]:
         path, type_name, reason = describe(value, e, failure)
         raise EncodeError(f"can't send {path}, {_an(type_name)}: {reason}", path, type_name) from e
     return [file.getvalue(), *out]
-
-
-class _Sink:
-    """A file that forgets."""
-
-    def write(self, data: Any) -> int:
-        return len(data)
-
-
-def failure(value: object) -> Exception | None:
-    """Why a value can't be pickled, or None when it can be."""
-    try:
-        Pickler(_Sink(), protocol=5, buffer_callback=lambda _: False).dump(value)
-    except Exception as e:  # whatever a user's __reduce__ raises is the answer
-        return e
-    return None
 
 
 def _an(type_name: str) -> str:
@@ -364,90 +295,6 @@ def load_code(buffers: Sequence[Buffer]) -> Any:
     return _load(buffers, fresh=True)
 
 
-_BY_ID: Any = _cp._DYNAMIC_CLASS_TRACKER_BY_ID
-_BY_CLASS: Any = _cp._DYNAMIC_CLASS_TRACKER_BY_CLASS
-_TRACKER_LOCK = _cp._DYNAMIC_CLASS_TRACKER_LOCK
-#: Tracker ids of classes that some thread is making right now: they have no methods yet, so "known" isn't true of them.
-_unfinished: dict[str, int] = {}
-_unfinished_lock = threading.Lock()
-
-
-class _Unpickler(pickle.Unpickler):
-    """Leaves known classes alone, and remembers what was looked up last, to say which type failed."""
-
-    def __init__(self, data: Buffer, buffers: Iterable[Buffer], fresh: bool) -> None:
-        super().__init__(io.BytesIO(data), buffers=buffers)
-        self.last = ""
-        self._fresh = fresh
-        self._made: set[str] = set()
-        #: id() of each class that stays as it is, with the class, so that the number isn't used again meanwhile.
-        self._kept: dict[int, Any] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == _cp.__name__:
-            if name == "_make_skeleton_class":
-                return self._skeleton_class
-            if name == "_make_skeleton_enum":
-                return self._skeleton_enum
-            if name == "_class_setstate":
-                return self._class_setstate
-        elif module != "builtins":
-            self.last = f"{module}.{name}"
-        return super().find_class(module, name)
-
-    def close(self) -> None:
-        with _unfinished_lock:
-            for tracker in self._made:
-                count = _unfinished[tracker] - 1
-                if count:
-                    _unfinished[tracker] = count
-                else:
-                    del _unfinished[tracker]
-        self._made.clear()
-
-    def _known(self, tracker: Any, name: str) -> Any:
-        """The class of this id that this process has, or None when one has to be made."""
-        self.last = f"__main__.{name}"
-        if tracker is None:
-            return None
-        with _unfinished_lock:
-            known = None if self._fresh and tracker not in self._made else _BY_ID.get(tracker)
-            if known is not None and tracker not in _unfinished:
-                self._kept[id(known)] = known
-                return known
-            if tracker not in self._made:
-                self._made.add(tracker)
-                _unfinished[tracker] = _unfinished.get(tracker, 0) + 1
-            return known
-
-    def _track(self, tracker: Any, made: Any) -> Any:
-        if self._fresh and tracker is not None:
-            with _TRACKER_LOCK:
-                _BY_ID[tracker] = made
-                _BY_CLASS[made] = tracker
-            return made
-        return _cp._lookup_class_or_track(tracker, made)
-
-    def _skeleton_class(self, kind: Any, name: str, bases: Any, kwargs: Any, tracker: Any, extra: Any) -> Any:
-        known = self._known(tracker, name)
-        if known is not None:
-            return known
-        return self._track(tracker, _cp._make_skeleton_class(kind, name, bases, kwargs, None, extra))
-
-    def _skeleton_enum(
-        self, bases: Any, name: str, qualname: str, members: Any, module: str, tracker: Any, extra: Any
-    ) -> Any:
-        known = self._known(tracker, name)
-        if known is not None:
-            return known
-        return self._track(tracker, _cp._make_skeleton_enum(bases, name, qualname, members, module, None, extra))
-
-    def _class_setstate(self, cls: Any, state: Any) -> Any:
-        if id(cls) in self._kept:
-            return cls
-        return _cp._class_setstate(cls, state)
-
-
 _DYNAMIC = re.compile(rb"_class_setstate")
 
 
@@ -456,14 +303,14 @@ def _load(buffers: Sequence[Buffer], fresh: bool) -> Any:
         raise DecodeError("no bytes came")
     data = buffers[0]
     rest = [b if isinstance(b, bytearray) or not memoryview(b).readonly else bytearray(b) for b in buffers[1:]]
-    # One pass over the bytes costs less than a copy into a file object. The code of a deploy goes the other way, since a
+    # One pass over the bytes costs less than a copy into a file object. The code of a deploy goes the other way: a
     # failure here is looked into by failing again, and the user's modules are not to be imported twice.
     if not fresh and _DYNAMIC.search(data) is None:
         try:
             return pickle.loads(data, buffers=rest) if rest else pickle.loads(data)
         except Exception as e:
             raise _decode_error(e, _last_global(data, rest)) from e
-    unpickler = _Unpickler(data, rest, fresh)
+    unpickler = Unpickler(data, rest, fresh)
     try:
         return unpickler.load()
     except Exception as e:
@@ -474,7 +321,7 @@ def _load(buffers: Sequence[Buffer], fresh: bool) -> Any:
 
 def _last_global(data: Buffer, rest: list[Any]) -> str:
     """The class that a failed pickle was about: the plain unpickler doesn't tell, so a second one has to fail too."""
-    unpickler = _Unpickler(data, rest, False)
+    unpickler = Unpickler(data, rest, False)
     try:
         unpickler.load()
     except Exception:  # the caller has the same error already and reports it

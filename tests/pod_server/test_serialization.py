@@ -219,12 +219,12 @@ def test_threads_that_meet_a_class_together_all_get_it_whole(cells: Cells, tmp_p
         cells.run(
             "def race(path):\n"
             "    import concurrent.futures, sys\n"
-            "    from pod_server import serialization\n"
+            "    from pod_server import _pickling, serialization\n"
             "    sys.setswitchinterval(1e-6)\n"
             "    data = open(path, 'rb').read()\n"
             "    with concurrent.futures.ThreadPoolExecutor(16) as pool:\n"
             "        found = list(pool.map(lambda _: serialization.loads([data]), range(200)))\n"
-            "    return len({type(m) for m in found}), sum(m.go() for m in found), len(serialization._unfinished)\n"
+            "    return len({type(m) for m in found}), sum(m.go() for m in found), len(_pickling._unfinished)\n"
         )
         pod.load(pack(cells["race"]))
         assert pod.call(str(path)) == (1, 200, 0)

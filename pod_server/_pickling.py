@@ -1,0 +1,168 @@
+"""What `serialization` pickles with: cloudpickle and what people have in cells; known classes stay as they are."""
+
+from __future__ import annotations
+
+import functools
+import io
+import pickle
+import threading
+import types
+import weakref
+from collections import ChainMap
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+import cloudpickle
+from cloudpickle import cloudpickle as _cp
+
+__all__ = ["Pickler", "Unpickler", "failure"]
+
+Buffer = bytes | bytearray | memoryview
+
+
+def _make_lru_cache(function: Any, parameters: dict[str, Any]) -> Any:
+    return functools.lru_cache(**parameters)(function)
+
+
+def _reduce_lru_cache(wrapper: Any) -> Any:
+    """An ``@lru_cache`` function of a notebook by value; by itself it goes by the name that it has in ``__main__``."""
+    if _cp._lookup_module_and_qualname(wrapper) is not None:
+        return wrapper.__reduce__()
+    return _make_lru_cache, (wrapper.__wrapped__, wrapper.cache_parameters())
+
+
+def _make_cached_property(function: Any, name: str | None) -> Any:
+    made = functools.cached_property(function)
+    made.attrname = name
+    return made
+
+
+def _reduce_cached_property(value: Any) -> Any:
+    """Python 3.11's has a lock, which can't be pickled."""
+    return _make_cached_property, (value.func, value.attrname)
+
+
+def _reduce_weak_dict(value: Any) -> Any:
+    return type(value), (dict(value),)
+
+
+class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """cloudpickle's, and a few things that people have in cells and that it can't pickle."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {
+            functools._lru_cache_wrapper: _reduce_lru_cache,
+            functools.cached_property: _reduce_cached_property,
+            weakref.WeakKeyDictionary: _reduce_weak_dict,
+            weakref.WeakValueDictionary: _reduce_weak_dict,
+        },
+        cloudpickle.Pickler.dispatch_table,
+    )
+
+    def reducer_override(self, obj: Any) -> Any:
+        """As cloudpickle's; packages that are lazy have modules of a class of their own, which go by name as others."""
+        if type(obj) is not types.ModuleType and issubclass(type(obj), types.ModuleType):
+            return _cp._module_reduce(obj)
+        return super().reducer_override(obj)
+
+
+class _Sink:
+    """A file that forgets."""
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+def failure(value: object) -> Exception | None:
+    """Why a value can't be pickled, or None when it can be."""
+    try:
+        Pickler(_Sink(), protocol=5, buffer_callback=lambda _: False).dump(value)
+    except Exception as e:  # whatever a user's __reduce__ raises is the answer
+        return e
+    return None
+
+
+# -- back --------------------------------------------------------------------------------------------------------------
+
+_BY_ID: Any = _cp._DYNAMIC_CLASS_TRACKER_BY_ID
+_BY_CLASS: Any = _cp._DYNAMIC_CLASS_TRACKER_BY_CLASS
+_TRACKER_LOCK = _cp._DYNAMIC_CLASS_TRACKER_LOCK
+#: Tracker ids of classes that some thread is making right now: they have no methods yet, so "known" isn't true of them.
+_unfinished: dict[str, int] = {}
+_unfinished_lock = threading.Lock()
+
+
+class Unpickler(pickle.Unpickler):
+    """Leaves known classes alone, and remembers what was looked up last, to say which type failed."""
+
+    def __init__(self, data: Buffer, buffers: Iterable[Buffer], fresh: bool) -> None:
+        super().__init__(io.BytesIO(data), buffers=buffers)
+        self.last = ""
+        self._fresh = fresh
+        self._made: set[str] = set()
+        #: id() of each class that stays as it is, with the class, so that the number isn't used again meanwhile.
+        self._kept: dict[int, Any] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == _cp.__name__:
+            if name == "_make_skeleton_class":
+                return self._skeleton_class
+            if name == "_make_skeleton_enum":
+                return self._skeleton_enum
+            if name == "_class_setstate":
+                return self._class_setstate
+        elif module != "builtins":
+            self.last = f"{module}.{name}"
+        return super().find_class(module, name)
+
+    def close(self) -> None:
+        with _unfinished_lock:
+            for tracker in self._made:
+                count = _unfinished[tracker] - 1
+                if count:
+                    _unfinished[tracker] = count
+                else:
+                    del _unfinished[tracker]
+        self._made.clear()
+
+    def _known(self, tracker: Any, name: str) -> Any:
+        """The class of this id that this process has, or None when one has to be made."""
+        self.last = f"__main__.{name}"
+        if tracker is None:
+            return None
+        with _unfinished_lock:
+            known = None if self._fresh and tracker not in self._made else _BY_ID.get(tracker)
+            if known is not None and tracker not in _unfinished:
+                self._kept[id(known)] = known
+                return known
+            if tracker not in self._made:
+                self._made.add(tracker)
+                _unfinished[tracker] = _unfinished.get(tracker, 0) + 1
+            return known
+
+    def _track(self, tracker: Any, made: Any) -> Any:
+        if self._fresh and tracker is not None:
+            with _TRACKER_LOCK:
+                _BY_ID[tracker] = made
+                _BY_CLASS[made] = tracker
+            return made
+        return _cp._lookup_class_or_track(tracker, made)
+
+    def _skeleton_class(self, kind: Any, name: str, bases: Any, kwargs: Any, tracker: Any, extra: Any) -> Any:
+        known = self._known(tracker, name)
+        if known is not None:
+            return known
+        return self._track(tracker, _cp._make_skeleton_class(kind, name, bases, kwargs, None, extra))
+
+    def _skeleton_enum(
+        self, bases: Any, name: str, qualname: str, members: Any, module: str, tracker: Any, extra: Any
+    ) -> Any:
+        known = self._known(tracker, name)
+        if known is not None:
+            return known
+        return self._track(tracker, _cp._make_skeleton_enum(bases, name, qualname, members, module, None, extra))
+
+    def _class_setstate(self, cls: Any, state: Any) -> Any:
+        if id(cls) in self._kept:
+            return cls
+        return _cp._class_setstate(cls, state)
