@@ -7,7 +7,6 @@ import gc
 from typing import Any
 
 import psutil
-import pytest
 
 import kubetorch_jupyter as kt
 from tests.cells import Cells
@@ -17,11 +16,8 @@ def _count(process: psutil.Process) -> tuple[int, int, int]:
     return process.num_fds(), process.num_threads(), process.memory_info().rss
 
 
-@pytest.mark.parametrize(
-    ("first", "last"),
-    [pytest.param(4_000, 12_000, id="short"), pytest.param(10_000, 50_000, id="50000", marks=pytest.mark.soak)],
-)
-def test_descriptors_threads_and_memory_stay(first: int, last: int) -> None:
+def test_descriptors_threads_and_memory_stay() -> None:
+    first, last = 10_000, 50_000
     cells = Cells()
     cells.run("import time\ndef echo(x, seconds=0):\n    time.sleep(seconds)\n    return x\n")
     with kt.fn(cells["echo"]).to(kt.Compute(), stream_logs=False) as echo:
@@ -57,5 +53,4 @@ def test_descriptors_threads_and_memory_stay(first: int, last: int) -> None:
         print(f"{name}: {fds:+d} descriptors, {threads:+d} threads, {slope:.1f} bytes a call")
         assert fds <= 0, name
         assert threads <= 0, name
-        # An allocator takes pages by the megabyte: over a short run that alone is more than the promised slope.
-        assert rss < 100 * (last - first) + (2 << 20), f"{name}: {slope:.0f} bytes a call"
+        assert slope < 100, f"{name}: {slope:.0f} bytes a call"
