@@ -89,6 +89,8 @@ async def _serve(params: FrontParams, sock: socket.socket) -> int:
             os.path.join(params.dir, "front.json"),
             {"pid": os.getpid(), "port": port, "incarnation": params.incarnation, "url": f"http://{shown}:{port}"},
         )
+        if params.ready_fd is not None:
+            os.close(params.ready_fd)
         _log.info("listening on %s:%d", host, port)
         reason = await pod.stopped
         await pod.close(reason)

@@ -47,6 +47,8 @@ class FrontParams:
         The name of this life of the pod.
     log_budget, log_budget_call
         Bytes of logs that are kept for the whole service and for one call.
+    ready_fd
+        A descriptor that is closed when the front accepts sessions (``front.json`` is there then), for who waits at its other end.
     debug
         Record the start of every call among the events, for tests that compare orders.
     http, loop
@@ -74,6 +76,7 @@ class FrontParams:
     incarnation: str = field(default_factory=new_incarnation)
     log_budget: int = 1 << 30
     log_budget_call: int = 64 << 20
+    ready_fd: int | None = None
     debug: bool = False
     http: str = "auto"
     loop: str = "auto"

@@ -8,6 +8,7 @@ import logging
 import os
 import platform
 import shutil
+import sys
 import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -180,6 +181,9 @@ class Pod:
 
 
 def _version(package: str) -> str | None:
+    loaded = getattr(sys.modules.get(package), "__version__", None)
+    if loaded is not None:
+        return str(loaded)  # reading it from the installation takes milliseconds
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -207,9 +207,19 @@ class _Pod:
             self._send(FrameType.DIED, worker=worker.number, pid=worker.pid, status=worker.status)
 
 
-def _connect(dir: str) -> int | None:
-    """The connection to the front, as soon as there is one; None when the directory went instead."""
+def _connect(dir: str, ready: int | None) -> int | None:
+    """The connection to the front, as soon as there is one; None when it, or the directory, went instead."""
     path = os.path.join(dir, "front.sock")
+    if ready is not None:
+        os.read(ready, 1)  # nothing: it is the end that is waited for
+        os.close(ready)
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            return None
+        return connection.detach()
     try:
         watch = DirectoryWatch(dir)
     except FileNotFoundError:
@@ -283,6 +293,7 @@ def pod_zygote(
     owns: bool = False,
     also: Iterable[str] = (),
     link: str | None = None,
+    ready: int | None = None,
 ) -> int:
     """Run a pod's zygote until its front ends; blocks.
 
@@ -296,6 +307,8 @@ def pod_zygote(
         Whether to remove the directory at the end if the front hasn't: it may have been killed.
     also, link
         Further directories, and a symbolic link to `dir`, that are removed with it.
+    ready
+        A descriptor whose end says that the front accepts, or never will; None: its socket is looked for.
 
     Returns
     -------
@@ -309,7 +322,7 @@ def pod_zygote(
         return 0
     identity = os.fstat(held)
     processes.become_subreaper()
-    front = _connect(dir)
+    front = _connect(dir, ready)
     if front is None:
         return 0
     pod = _Pod(dir, dict(env or {}), front)

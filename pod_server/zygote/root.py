@@ -28,7 +28,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .. import processes
-from ..processes import DirectoryWatch
 from ..wire import Decoder, Frame, FrameType, encode
 from .child import Poller, drain, fork, send_all, take_signals
 from .pod import pod_zygote, remove_directory
@@ -78,7 +77,7 @@ class Pod:
     front: int = 0
     zygote: int = 0
     words: int = -1  # where the front's last words come from
-    watch: DirectoryWatch | None = None
+    gate: int = -1  # ends when the front accepts, or has ended
     ready: bool = False
     held: int = -1  # the directory, open, so that no other one can have its identity
     #: The requests that want to know when it is gone.
@@ -194,25 +193,21 @@ class Root:
     def spawn(self, pod: Pod, token: str) -> None:
         """Fork a pod's two processes; the answer goes out when the front accepts."""
         pod.held = os.open(pod.dir, os.O_RDONLY | os.O_CLOEXEC)
-        # Before the front can write there.
-        pod.watch = DirectoryWatch(pod.dir)
-        words, front_words = os.pipe()
+        pod.words, words = os.pipe()
+        pod.gate, gate = os.pipe()
         try:
-            pod.front = fork(
-                lambda: _front(pod.params, token, front_words), name="kt-front", log=pod.log, keep=(front_words,)
-            )
+            params = {**pod.params, "ready_fd": gate}
+            pod.front = fork(lambda: _front(params, token, words), name="kt-front", log=pod.log, keep=(words, gate))
         except OSError as e:
-            os.close(words)
-            os.close(pod.held)
-            pod.watch.close()
+            for fd in (pod.held, pod.words, pod.gate):
+                os.close(fd)
             raise OSError(e.errno, f"no process can be started: {e.strerror}") from e
         finally:
-            os.close(front_words)
-        pod.words = words
+            os.close(words)
+            os.close(gate)
         self._pods[pod.dir] = pod
-        self._poller.add(words, lambda: self._on_words(pod))
-        if pod.watch.fd is not None:
-            self._poller.add(pod.watch.fd, lambda: self._on_watch(pod))
+        self._poller.add(pod.words, lambda: self._on_words(pod))
+        self._poller.add(pod.gate, lambda: self._on_gate(pod))
         try:
             self._fork_zygote(pod)
         except OSError as e:
@@ -229,23 +224,22 @@ class Root:
 
     def _fork_zygote(self, pod: Pod) -> None:
         pod.zygote = fork(
-            lambda: pod_zygote(pod.dir, env=pod.env, owns=True, also=pod.also, link=pod.link),
+            lambda: pod_zygote(pod.dir, env=pod.env, owns=True, also=pod.also, link=pod.link, ready=pod.gate),
             name="kt-zygote",
             log=pod.log,
+            keep=(pod.gate,),
         )
 
-    def _on_watch(self, pod: Pod) -> None:
-        if pod.watch is None:
-            return
-        pod.watch.drain()
+    def _on_gate(self, pod: Pod) -> None:
+        self._poller.remove(pod.gate)
+        os.close(pod.gate)
+        pod.gate = -1
         try:
             with open(os.path.join(pod.dir, "front.json"), encoding="utf-8") as f:
                 said = json.load(f)
         except FileNotFoundError:
-            return
-        self._unwatch(pod)
+            return  # it has ended; the answer is given when we have its status
         if said.get("error"):
-            # It is ending; the answer is given when it has.
             pod.last_words = json.dumps({"reason": str(said["error"])})
             return
         pod.ready, pod.url = True, str(said.get("url", ""))
@@ -255,13 +249,6 @@ class Root:
             "zygote": [pod.zygote, processes.start_of(pod.zygote)],
         }
         self._send(FrameType.RESPONSE, pod.request, answer)
-
-    def _unwatch(self, pod: Pod) -> None:
-        if pod.watch is not None:
-            if pod.watch.fd is not None:
-                self._poller.remove(pod.watch.fd)
-            pod.watch.close()
-            pod.watch = None
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -323,7 +310,8 @@ class Root:
         if pod.zygote:
             return
         del self._pods[pod.dir]
-        self._unwatch(pod)
+        if pod.gate >= 0:
+            self._on_gate(pod)
         while pod.words >= 0:
             self._on_words(pod)
         reason = self._reason(pod)
