@@ -1,7 +1,8 @@
 """One CALL, LOAD or RESUME under way: what it takes to say it, and to say it again after a break.
 
-An exchange knows how far it has got (log offset, items, credit), so that a session can take it up on a new connection with nothing
-lost or doubled. What becomes of its log, items and result is its subclasses' and its sink's matter. All of it runs on the portal.
+An exchange knows how far it has got (log offset, items, credit), so that a session can take it up on a new connection
+with nothing lost or doubled. What becomes of its log, items and result is its subclasses' and its sink's matter. All of
+it runs on the portal.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: How long a loop that awaits us may sleep, in seconds. A kernel's idle loop sees Stop only when something else wakes it
-#: (https://github.com/ipython/ipykernel/issues/881).
+#: How long a loop that awaits us may sleep, in seconds. A kernel's idle loop sees Stop only when something else wakes
+#: it (https://github.com/ipython/ipykernel/issues/881).
 TICK = 0.2
 #: How long the sessions' farewells may hold up the interpreter's exit, in seconds.
 _FAREWELL = 0.5
