@@ -34,32 +34,12 @@ from .pod import pod_zygote, remove_directory
 
 __all__ = ["Root", "preload", "root_zygote"]
 
-#: What a pod's processes import: those of a front, which are most of a pod's start-up time, and those of a worker.
-_PRELOAD = ("pod_server.worker", "cloudpickle")
-_PRELOAD_IF_THERE = (
-    "uvicorn",
-    "uvicorn.lifespan.off",
-    "uvicorn.loops.auto",
-    "uvicorn.protocols.http.h11_impl",
-    "uvicorn.protocols.websockets.websockets_sansio_impl",
-    "uvloop",
-    "httptools",
-    "uvicorn.protocols.http.httptools_impl",
-)
-
-
 def preload() -> None:
-    """Import what a pod needs, and have forked processes share the memory of it."""
-    for name in _PRELOAD_IF_THERE:
-        try:
-            importlib.import_module(name)
-        except ImportError as e:
-            print(f"not preloaded: {name}: {e}", file=sys.stderr)
-    for name in _PRELOAD:
-        importlib.import_module(name)
-    from ..front import preload as preload_front
+    """Import what a pod's processes need, and have the forked ones share the memory of it."""
+    from .. import front, worker  # noqa: F401
 
-    preload_front()
+    front.preload()
+    importlib.import_module("cloudpickle")
     gc.collect()
     gc.freeze()
 
