@@ -70,6 +70,7 @@ class Coroutines:
         try:
             outcome = await self._attempt(call, adopted)
         finally:
+            dispatcher.leave_child(outcome)
             self.watchdog.leave()
             try:
                 dispatcher.finish(call, outcome if outcome is not None else Failure(asyncio.CancelledError()))

@@ -6,6 +6,8 @@ import asyncio
 import collections
 import contextvars
 import inspect
+import os
+import sys
 import threading
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -61,7 +63,10 @@ class Dispatcher:
         self.coroutines = Coroutines(self)
         self.interrupter = Interrupter(self)
         self.pump: Pump | None = None
+        hub.owner = self.owner
         self.code: Code | None = None
+        #: Why no code can be loaded in this process, if so.
+        self.problem: str | None = None
         #: Calls that have not ended.
         self.calls: dict[int, Call] = {}
         #: Those that run, in the order in which they began.
@@ -74,7 +79,7 @@ class Dispatcher:
         self._waiting: collections.deque[Call] = collections.deque()
 
     def owner(self) -> Log:
-        """Whose output it is that comes over descriptor 1 or 2: that of the call that began last."""
+        """Whose output it is that comes by descriptor 1 or 2, or from nowhere: that of the call that began last."""
         while True:
             try:
                 for call in reversed(self.running.values()):
@@ -145,6 +150,8 @@ class Dispatcher:
         frame, meta = call.frame, call.meta
         assert frame is not None
         call.frame = None
+        if self.problem is not None:
+            raise CallError("StartupError", self.problem)
         try:
             buffers = self.bulk.buffers(frame, meta)
         except (OSError, ValueError) as e:
@@ -202,6 +209,7 @@ class Dispatcher:
                 outcome = self._body(call, thread)
             except BaseException as e:
                 outcome = Failure(e)
+            self.leave_child(outcome)
             call.disarm()
         except Cancelled as e:
             # It came when the function had ended. It is sent once for each call, so this is not interrupted again.
@@ -233,6 +241,21 @@ class Dispatcher:
         if inspect.iscoroutine(value) or (call.credit is not None and hasattr(value, "__anext__")):
             return Handover(value)
         return Value(value)
+
+    def leave_child(self, outcome: Outcome | None) -> None:
+        """In a child that user code has forked, and that has come to the end of the call: end, as a script would."""
+        if self.pump is None or not self.pump.forked:
+            return
+        code: Any = 0
+        if isinstance(outcome, Failure):
+            exc = outcome.exception
+            code = exc.code if isinstance(exc, SystemExit) else 1
+            if not isinstance(exc, SystemExit):
+                traceback.print_exception(type(exc), exc, exc.__traceback__)
+            elif code is not None and not isinstance(code, int):
+                print(code, file=sys.stderr)
+                code = 1
+        os._exit(int(code or 0) & 0xFF)
 
     def function(self, call: Call) -> Any:
         """What a call calls."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..wire import LogKind
 from .hooks import after_import
-from .output import LogHub, current_log
+from .output import LogHub
 
 __all__ = ["Display", "bundle"]
 
@@ -233,7 +233,7 @@ class Display:
         if len(raw) > _MAX:
             print(f"<a display of {len(raw) >> 20} MiB was left out; {_MAX >> 20} MiB is the most>", file=sys.stderr)
             return
-        (current_log.get() or self._hub.service).write(LogKind.DISPLAY, raw)
+        self._hub.current().write(LogKind.DISPLAY, raw)
 
 
 def _patch_tqdm(module: Any) -> None:

@@ -210,8 +210,10 @@ class LogHub:
         # SimpleQueue may be used in a finalizer that runs while the same thread is inside it.
         self._queue: SimpleQueue[Log] = SimpleQueue()
         self.service = Log(self, 0)
-        #: Called with every log that still has output waiting when the process ends at once.
+        #: Has the flusher send a log soon.
         self.enqueue: Callable[[Log], None] = self._queue.put
+        #: Whose output it is that comes from nowhere: of a thread that C code made, or of a finalizer in one of ours.
+        self.owner: Callable[[], Log] = lambda: self.service
 
     def start(self) -> None:
         """Start the flusher."""
@@ -237,7 +239,7 @@ class LogHub:
 
     def current(self) -> Log:
         """The log of this context."""
-        return current_log.get() or self.service
+        return current_log.get() or self.owner()
 
 
 # -- sys.stdout and sys.stderr -----------------------------------------------------------------------------------------
@@ -303,7 +305,6 @@ class Stream(io.TextIOBase):
         self._hub = hub
         self.kind = kind
         self._fd = int(kind)
-        self._service = hub.service
         self._forked = False
         self.name = "<stdout>" if kind is LogKind.STDOUT else "<stderr>"
         self.errors = "surrogateescape" if kind is LogKind.STDOUT else "backslashreplace"
@@ -318,13 +319,13 @@ class Stream(io.TextIOBase):
             if self._forked:
                 self.put(data)
             else:
-                (current_log.get() or self._service).write(self.kind, data)
+                (current_log.get() or self._hub.owner()).write(self.kind, data)
         return len(text)
 
     def put(self, data: bytes) -> None:
         """Write bytes."""
         if not self._forked:
-            (current_log.get() or self._service).write(self.kind, data)
+            (current_log.get() or self._hub.owner()).write(self.kind, data)
             return
         view = memoryview(data)
         while view:

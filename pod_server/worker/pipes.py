@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..wire import LogKind
-from .output import Log, LogHub, Stream, current_log
+from .output import Log, Stream, current_log
 
 __all__ = ["Pump", "Readers"]
 
@@ -132,14 +132,11 @@ class Pump:
 
     Parameters
     ----------
-    hub
-        The logs.
     owner
         Whose output it is that comes through descriptors 1 and 2.
     """
 
-    def __init__(self, hub: LogHub, owner: Callable[[], Log]) -> None:
-        self._hub = hub
+    def __init__(self, owner: Callable[[], Log]) -> None:
         self.owner = owner
         self._poller = _Poller()
         self._readers: dict[int, _Reader] = {}

@@ -22,7 +22,7 @@ from .display import Display
 from .interrupt import patch_sleep
 from .link import Link
 from .loading import Loader
-from .output import LogHub, Stream, patch_print
+from .output import LogHub, Stream, current_log, patch_print
 from .params import WorkerParams
 from .payload import Bulk
 from .pipes import Pump
@@ -44,13 +44,13 @@ def run_worker(params: WorkerParams) -> NoReturn:
         Which service, and in what surroundings.
     """
     _follow_parent()
-    _enter(params)
+    problem = _enter(params)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     _connect(sock, os.path.join(params.dir, "front.sock"))
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     worker = _Worker(params, sock, loop)
-    worker.start()
+    worker.start(problem)
     worker.loop_forever()
 
 
@@ -67,8 +67,9 @@ def _follow_parent() -> None:
         _exit(1)
 
 
-def _enter(params: WorkerParams) -> None:
-    """Take on environment, working directory, path and a fresh ``__main__``."""
+def _enter(params: WorkerParams) -> str | None:
+    """Take on environment, working directory, path and a fresh ``__main__``; what went wrong, for whoever deploys."""
+    problem = None
     if params.env is not None:
         if "PATH" in params.env:
             os.environ.clear()
@@ -76,7 +77,10 @@ def _enter(params: WorkerParams) -> None:
         time.tzset()
     os.environ.setdefault("MPLBACKEND", "module://pod_server.worker.mpl_backend")
     if params.cwd is not None:
-        os.chdir(params.cwd)
+        try:
+            os.chdir(params.cwd)
+        except OSError as e:
+            problem = f"the working directory can't be entered in the pod: {e}"
     if params.sys_path is not None:
         sys.path[:] = params.sys_path
     sys.argv = [""]
@@ -88,6 +92,7 @@ def _enter(params: WorkerParams) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Many threads, few of which are the i/o thread: it must get its turn soon.
     sys.setswitchinterval(0.001)
+    return problem
 
 
 def _connect(sock: socket.socket, path: str) -> None:
@@ -114,19 +119,26 @@ class _Worker:
         self._link = Link(sock)
         self._hub = LogHub(self._link)
         self._dispatcher = Dispatcher(self._hub, Bulk(params.bulk), Loader(params.dir), loop, params.threads)
-        self._pump = Pump(self._hub, self._dispatcher.owner)
+        self._pump = Pump(self._dispatcher.owner)
         self._dispatcher.pump = self._pump
         self._streams = [Stream(self._hub, LogKind.STDOUT), Stream(self._hub, LogKind.STDERR)]
 
-    def start(self) -> None:
-        """Redirect, patch, start the threads, and say that we are ready."""
+    def start(self, problem: str | None) -> None:
+        """Redirect, patch, start the threads, and say that we are ready.
+
+        Parameters
+        ----------
+        problem
+            Why no code can be loaded, if so.
+        """
+        self._dispatcher.problem = problem
         self._watch_faults()
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
         sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
         builtins.input = _no_input
-        sys.stdout, sys.stderr = self._streams  # type: ignore[assignment]
+        sys.stdout, sys.stderr = self._streams
         sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc, assignment]
         self._hub.start()
         self._pump.start()
@@ -191,6 +203,9 @@ class _Worker:
         os._exit = leave
 
     def _after_fork(self) -> None:
+        log = current_log.get()
+        if log is not None:
+            log.clear()
         for stream in self._streams:
             stream.after_fork()
         self._link.abandon()

@@ -172,7 +172,7 @@ def test_pool_is_bounded_and_used_again(front: FakeFront) -> None:
     front.deploy(count, concurrency=4)
     results = [r.wait() for r in front.start_all([()] * 200)]
     assert len({name for _, name in results[50:]}) <= 4
-    assert len({front.call()[1] for _ in range(10)}) == 1  # the warmest thread
+    assert len({front.call()[1] for _ in range(10)}) <= 2  # the warmest, or the one before when it isn't back yet
     front.deploy(count, concurrency=64)
 
 
@@ -444,6 +444,12 @@ def test_surroundings(tmp_path: Any) -> None:
     with FakeFront(env=env, cwd=str(tmp_path), sys_path=["/first", str(ROOT), *sys.path]) as front:
         front.deploy(look)
         assert front.call() == ("x", None, str(tmp_path), "/first")
+
+
+def test_no_such_working_directory() -> None:
+    with FakeFront(cwd="/nowhere/at/all") as front, pytest.raises(Failed, match="/nowhere/at/all") as info:
+        front.deploy(lambda: 1)
+    assert info.value.type == "StartupError"
 
 
 def test_crash_is_in_the_services_log() -> None:

@@ -333,6 +333,32 @@ def test_fork_by_hand(front: FakeFront) -> None:
     assert record.text() == "child\n"
 
 
+@pytest.mark.parametrize("kind", ["def", "async"])
+def test_child_that_comes_to_the_end_of_the_call(front: FakeFront, kind: str) -> None:
+    """It ends as a script would; it doesn't answer for its parent, and it doesn't stay."""
+
+    def write(how: str) -> int:
+        pid = os.fork()
+        if pid:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if how == "exit":
+            sys.exit(5)
+        if how == "text":
+            sys.exit("so")
+        if how == "raise":
+            raise ValueError("in the child")
+        return -1
+
+    async def write_async(how: str) -> int:
+        return write(how)
+
+    front.deploy(write if kind == "def" else write_async)
+    for how, code, text in [("exit", 5, ""), ("text", 1, "so\n"), ("raise", 1, "in the child"), ("return", 0, "")]:
+        record = front.start(how)
+        assert record.wait() == code
+        assert text in record.text(ERR)
+
+
 def test_c_code(front: FakeFront) -> None:
     def write(name: str) -> None:
         libc = ctypes.CDLL(None)
