@@ -77,11 +77,11 @@ def _whole_pod(params: FrontParams) -> int:
     """Front and zygote as children of this process, until the front ends; SIGTERM and SIGINT end it."""
     from . import processes
     from .zygote.child import INHERIT
-    from .zygote.root import Pod, Root, preload
+    from .zygote.root import Pod, Root, preload_front
 
     processes.become_subreaper()
     root = Root(None)
-    preload()
+    preload_front()
     fields = asdict(params)
     token = fields.pop("token")
     pod = Pod(params.dir, fields, {}, [], None, -1, log=INHERIT)

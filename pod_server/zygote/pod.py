@@ -322,6 +322,9 @@ def pod_zygote(
         return 0
     identity = os.fstat(held)
     processes.become_subreaper()
+    # What a worker needs, while the front starts; the root zygote may have done it already.
+    from .. import worker  # noqa: F401
+
     front = _connect(dir, ready)
     if front is None:
         return 0

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import importlib
 import json
 import os
 import sys
@@ -32,14 +31,25 @@ from ..wire import Decoder, Frame, FrameType, encode
 from .child import Poller, drain, fork, send_all, take_signals
 from .pod import pod_zygote, remove_directory
 
-__all__ = ["Root", "preload", "root_zygote"]
+__all__ = ["Pod", "Root", "preload_front", "root_zygote"]
 
-def preload() -> None:
-    """Import what a pod's processes need, and have the forked ones share the memory of it."""
-    from .. import front, worker  # noqa: F401
+#: Seconds without a request after which there is time to import what is not urgent.
+_IDLE = 0.3
+
+
+def preload_front() -> None:
+    """Import what a front needs, and have the forked ones share the memory of it."""
+    from .. import front
 
     front.preload()
-    importlib.import_module("cloudpickle")
+    gc.collect()
+    gc.freeze()
+
+
+def preload_worker() -> None:
+    """The same for a pod's zygote and its workers, which would import it by themselves."""
+    from .. import worker  # noqa: F401
+
     gc.collect()
     gc.freeze()
 
@@ -87,6 +97,7 @@ class Root:
         self._poller = Poller()
         self._pods: dict[str, Pod] = {}
         self._closing = False
+        self._complete = False  # whether everything is imported
         self._wake = take_signals()
         self._poller.add(self._wake, self._on_children)
         if control is not None:
@@ -104,7 +115,11 @@ class Root:
             if fd is not None:
                 self._poller.add(fd, self._close)
         while not self._closing:
-            self._poller.once()
+            # The first pod's zygote imports the worker while its front starts; we do that for the later ones, when
+            # nobody waits.
+            if not self._poller.once(None if self._complete else _IDLE):
+                preload_worker()
+                self._complete = True
         # Reaped by us rather than left to an init that perhaps reaps nobody (a container's).
         deadline = time.monotonic() + grace
         while any(not p.params.get("detach") for p in self._pods.values()):
@@ -154,7 +169,7 @@ class Root:
             if op == "init":
                 sys.path += [p for p in meta["path"] if p not in sys.path]
                 os.environ.update(meta.get("env") or {})
-                preload()
+                preload_front()
                 self._send(FrameType.RESPONSE, request, {"pid": os.getpid()})
             elif op == "spawn_pod":
                 pod = Pod(meta["dir"], meta["params"], meta["env"], meta["also"], meta["link"], request)
