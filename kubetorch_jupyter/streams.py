@@ -9,7 +9,6 @@ goes on when its last byte has been written.
 from __future__ import annotations
 
 import atexit
-import codecs
 import contextvars
 import itertools
 import json
@@ -20,6 +19,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from pod_server.wire import LogKind
@@ -39,6 +39,9 @@ _IDLE = 10.0
 _FAREWELL = 1.0
 #: So much is written before it is flushed, in bytes.
 _BATCH = 1 << 18
+#: Where several calls share a cell, a line's beginning waits for its end: so many seconds, and up to so many bytes.
+_PATIENCE = 0.1
+_LONGEST = 4 << 20
 _COLOURS = (36, 35, 32, 33, 34, 96, 95, 92)
 
 
@@ -89,10 +92,14 @@ def _shell() -> Any:
 
 
 def _parent_message() -> dict[str, Any] | None:
-    """The message that the kernel works on, for a call that starts now; None outside a kernel."""
+    """The message of the cell that a call which starts now belongs to; None outside a kernel."""
     kernel = getattr(_shell(), "kernel", None)
     if kernel is None or not hasattr(kernel, "get_parent"):
         return None
+    # Where a print would go now. ipykernel 6's get_parent gives the cell that runs, also in a task of an earlier one.
+    header = getattr(sys.stdout, "parent_header", None)
+    if isinstance(header, dict) and header.get("msg_id"):
+        return {"header": header}
     parent: dict[str, Any] | None = kernel.get_parent("shell")
     return parent if parent and parent.get("header") else None
 
@@ -114,15 +121,17 @@ class Output:
 
     __slots__ = (
         "_cell",
-        "_decoders",
         "_fed",
+        "_held",
         "_label",
         "_number",
         "_position",
         "context",
+        "holding",
         "muted",
         "parent",
         "prefixed",
+        "since",
         "written",
     )
 
@@ -133,7 +142,12 @@ class Output:
         #: Nobody waits for this call any more: what still comes is kept by the pod, not shown.
         self.muted = False
         self._label = label
-        self._decoders: dict[str, codecs.IncrementalDecoder] = {}
+        #: What of each stream has come and isn't written yet: half a character, or the beginning of a line.
+        self._held: dict[str, bytes] = {}
+        #: Something may be held, or not flushed yet; the writer's to set.
+        self.holding = False
+        #: Since when the beginning of a line has been waiting.
+        self.since = 0.0
         self._position: dict[str, int] = {}
         # Two counters, since the portal's and the writer's threads each have their own.
         self._fed = 0
@@ -156,7 +170,7 @@ class Output:
 
     def finish(self, then: Callable[[], None]) -> None:
         """Call ``then`` when everything has been written: at once if nothing is in line."""
-        if self._fed == self.written and not self._decoders:
+        if self._fed == self.written and not self.holding:
             self.leave()
             then()
         else:
@@ -165,7 +179,7 @@ class Output:
 
     def after(self, then: Callable[[], None]) -> None:
         """Call ``then`` when what has come so far has been written; more may come."""
-        if self._fed == self.written:
+        if self._fed == self.written and not self.holding:
             then()
         else:
             self._fed += 1
@@ -185,24 +199,60 @@ class Output:
     def write(self, kind: LogKind, data: bytes) -> None:
         """Write a piece of the log where it belongs."""
         if kind is LogKind.DISPLAY:
+            self.release()
             self._break_lines()
             _display(json.loads(data), self.parent)
         elif kind is LogKind.NOTICE:
+            self.release()
             if self._position.get("stderr", _START) != _START:
                 self._end_line("stderr", self)
             self._write("stderr", data)
         else:
             self._write("stdout" if kind is LogKind.STDOUT else "stderr", data)
 
+    def release(self, final: bool = False) -> None:
+        """Write what is held back, but, unless it is ``final``, for half a character."""
+        for stream in list(self._held):
+            data = self._held.pop(stream)
+            if not final:
+                data = self._hold(stream, data, whole_lines=False)
+            if data:
+                self._show(stream, data)
+
     def close(self) -> None:
-        """Write what an incomplete character has left over; nothing comes after it."""
-        for stream, decoder in self._decoders.items():
-            rest = decoder.decode(b"", final=True)
-            if rest:
-                _emit(stream, rest)
+        """Write all that is held back; nothing comes after it."""
+        self.release(final=True)
         self.leave()
 
     def _write(self, stream: str, data: bytes) -> None:
+        held = self._held.pop(stream, b"")
+        if self._held:
+            self.release()  # the other stream's, which came before
+        data = self._hold(stream, held + data if held else data, whole_lines=self.prefixed)
+        if data:
+            self._show(stream, data)
+
+    def _hold(self, stream: str, data: bytes, *, whole_lines: bool) -> bytes:
+        """Keep the end of ``data`` back; gives what may be shown."""
+        if not self.holding:
+            self.since = monotonic()
+        end = data.rfind(b"\n") + 1 if whole_lines and len(data) < _LONGEST else len(data)
+        if end == len(data):
+            end -= _half_character(data)
+        if end < len(data):
+            if end:
+                self.since = monotonic()
+            self._held[stream] = data[end:]
+            self.holding = True
+            return data[:end]
+        return data
+
+    def settle(self) -> bool:
+        """What has been written is flushed; whether something is held still."""
+        self.holding = bool(self._held)
+        return self.holding
+
+    def _show(self, stream: str, data: bytes) -> None:
         if self._cell.partial:
             self._break_lines()
         if self.prefixed:
@@ -221,13 +271,8 @@ class Output:
         if buffer is not None and hasattr(buffer, "write"):
             file.flush()  # what the user's own prints have left in the text layer comes first
             buffer.write(shown)
-            return
-        decoder = self._decoders.get(stream)
-        if decoder is None:
-            decoder = self._decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
-        text = decoder.decode(shown)
-        if text:
-            file.write(text)
+        else:
+            file.write(shown.decode("utf-8", "replace"))
 
     def _break_lines(self) -> None:
         """End other calls' incomplete lines: those of two calls are never joined."""
@@ -265,6 +310,23 @@ class Output:
         if self.parent is not None or _is_terminal(getattr(sys, stream)):
             text = f"\x1b[{_COLOURS[(self._number - 1) % len(_COLOURS)]}m{text}\x1b[0m"
         return f"{text} ".encode()
+
+
+def _half_character(data: bytes) -> int:
+    """How many bytes at the end are the beginning of a character of UTF-8 that goes on.
+
+    Examples
+    --------
+    >>> [_half_character("a🎉".encode()[:n]) for n in (1, 2, 3, 4, 5)]
+    [0, 1, 2, 3, 0]
+    """
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue  # inside of one: look for its first byte
+        size = 4 if byte & 0xF8 == 0xF0 else 3 if byte & 0xF0 == 0xE0 else 2 if byte & 0xE0 == 0xC0 else 1
+        return back if back < size else 0
+    return 0
 
 
 _PIECES = re.compile(rb"[^\r\n]+|\r|\n")
@@ -335,7 +397,9 @@ class _Writer:
         self._closed = False
         self._put = 0
         self._done = 0
-        self._held = False
+        self._paused = False
+        #: Those that keep back the beginning of a line.
+        self._holders: set[Output] = set()
 
     def put(self, output: Output, kind: LogKind | None, data: Any) -> None:
         """Put something in line; on the portal."""
@@ -350,15 +414,17 @@ class _Writer:
                 self._thread.start()
         if kind is not None:
             self._put += len(data)
-            if not self._held and self._put - self._done > _HOLD:
-                self._held = True
+            if not self._paused and self._put - self._done > _HOLD:
+                self._paused = True
                 hold_reading(True)
 
     def _main(self) -> None:
         while True:
             try:
-                entry = self._line.get(timeout=_IDLE)
+                entry = self._line.get(timeout=self._release())
             except queue.Empty:
+                if self._holders:
+                    continue
                 with self._lock:
                     if not self._line.empty():
                         continue  # it came in just now and counts on us
@@ -368,6 +434,22 @@ class _Writer:
                 return
             self._batch(entry)
 
+    def _release(self) -> float:
+        """Show the beginnings of lines whose ends don't come; gives how long to sleep."""
+        if not self._holders:
+            return _IDLE
+        now = monotonic()
+        due = [output for output in self._holders if output.since + _PATIENCE <= now]
+        for output in due:
+            self._holders.discard(output)
+            if not output.muted:
+                output.context.run(self._guarded, output, output.release)
+        if due:
+            due[0].context.run(_flush)
+            for output in due:
+                output.settle()
+        return min((output.since + _PATIENCE - now for output in self._holders), default=_IDLE)
+
     def _batch(self, entry: _Entry | None) -> None:
         """Write what is in line, then flush once; calls end when theirs is flushed."""
         written: dict[Output, int] = {}
@@ -375,15 +457,17 @@ class _Writer:
         size = 0
         while entry is not None:
             output, kind, data = entry
+            written[output] = written.get(output, 0) + 1
             if kind is None:
                 then, last = data
-                if last:
-                    output.context.run(self._guarded, output, output.close)
+                if not output.muted:
+                    output.context.run(self._guarded, output, output.close if last else output.release)
+                elif last:
+                    output.leave()
                 marks.append((output, then))
             else:
                 if not output.muted:
                     output.context.run(self._guarded, output, output.write, kind, data)
-                written[output] = written.get(output, 0) + 1
                 size += len(data)
             if size > _BATCH:
                 break
@@ -397,13 +481,16 @@ class _Writer:
             output.context.run(_flush)
             break  # there is one sys.stdout; flushing writes out what all contexts have put in
         for output, n in written.items():
+            if output.settle() and not output.muted:
+                self._holders.add(output)
+            else:
+                self._holders.discard(output)
             output.written += n
-        for output, then in marks:
+        for _, then in marks:
             then()
-            output.written += 1
         self._done += size
-        if self._held and self._put - self._done < _RESUME:
-            self._held = False
+        if self._paused and self._put - self._done < _RESUME:
+            self._paused = False
             get_portal().call(hold_reading, False)
 
     @staticmethod
