@@ -20,6 +20,7 @@ import errno
 import gc
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -256,7 +257,7 @@ class Root:
         # The zygote sees the connection end, kills what it forked, and removes the directory.
         _kill(pod.front)
         if not pod.ready:
-            _kill(pod.zygote, 15)
+            _kill(pod.zygote, signal.SIGTERM)
 
     def _on_words(self, pod: Pod) -> None:
         data = os.read(pod.words, 65536)
@@ -280,6 +281,9 @@ class Root:
                     pod.front, pod.front_status = 0, status
                 elif pid == pod.zygote:
                     pod.zygote = 0
+                    if pod.front and not pod.killers:
+                        reason = f"its zygote ended: {processes.status_text(status)}"
+                        pod.last_words = pod.last_words or json.dumps({"reason": reason})
                     # Workers die with their zygote; what they started has become our child and is nobody's any more.
                     self._kill_orphans()
         for pod in [p for p in self._pods.values() if not (p.front and p.zygote)]:
@@ -299,9 +303,11 @@ class Root:
 
     def _on_end(self, pod: Pod) -> None:
         if pod.front:
-            return  # it has lost its zygote, and ends by itself
+            # It ends by itself when it loses its zygote; but it may not have had it yet.
+            _kill(pod.front, signal.SIGTERM)
+            return
         if pod.zygote and not pod.ready:
-            _kill(pod.zygote, 15)  # it may still wait for a front; once connected it ignores this
+            _kill(pod.zygote, signal.SIGTERM)  # it may still wait for a front; once connected it ignores this
         if pod.zygote:
             return
         del self._pods[pod.dir]
@@ -338,7 +344,7 @@ class Root:
         return f"its front process ended: {processes.status_text(status)}"
 
 
-def _kill(pid: int, number: int = 9) -> None:
+def _kill(pid: int, number: int = signal.SIGKILL) -> None:
     if pid:
         try:
             os.kill(pid, number)
