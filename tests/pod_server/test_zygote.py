@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -336,3 +338,73 @@ def test_the_command_says_what_is_missing(arguments: list[str], says: str) -> No
     )
     assert done.returncode == 2
     assert says in done.stderr
+
+
+def health(url: str, path: str = "/health", token: str | None = None) -> int:
+    request = urllib.request.Request(url + path, headers={} if token is None else {"X-Kubetorch-Token": token})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as e:
+        e.close()
+        return e.code
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_whole_pod_as_one_command(number: int) -> None:
+    command = [sys.executable, "-m", "pod_server", "--name", "t-whole"]
+    with subprocess.Popen(command, env=python_env(), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url, _, path = process.stdout.readline().strip().partition(" token in ")
+            assert health(url) == 200
+            assert health(url, "/ready") == 503
+            assert health(url, "/call/f") in (401, 405)
+            assert os.stat(path).st_mode & 0o777 == 0o600
+            below = processes.tree(process.pid)
+            assert len(below) == 2
+            process.send_signal(number)
+            assert process.wait(10) == 0
+            assert not os.path.exists(os.path.dirname(path))
+            assert not [p for p in below if processes.is_alive(p.pid, p.start)]
+        finally:
+            process.kill()
+
+
+def test_a_whole_pod_that_cannot_listen(dir: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        command = [sys.executable, "-m", "pod_server", "--dir", str(dir / "pod"), "--name", "t-whole", "--port", port]
+        done = subprocess.run(command, env=python_env(), capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "Address already in use" in done.stderr
+
+
+def test_front_and_zygote_as_two_commands(dir: Path) -> None:
+    """As the two containers of a pod on Kubernetes; the zygote may come first."""
+    read_end, write_end = os.pipe()
+    os.write(write_end, b"secret\n")
+    os.close(write_end)
+    pod_server = [sys.executable, "-m", "pod_server"]
+    zygote = subprocess.Popen([*pod_server, "zygote", "--dir", str(dir)], env=python_env())
+    command = [*pod_server, "front", "--dir", str(dir), "--name", "t-two", "--token-fd", str(read_end)]
+    front = subprocess.Popen(command, env=python_env(), pass_fds=[read_end])
+    os.close(read_end)
+    try:
+        watch = processes.DirectoryWatch(dir)
+        while not (dir / "front.json").exists():
+            assert watch.wait(10)
+        watch.close()
+        url = json.loads((dir / "front.json").read_text())["url"]
+        assert health(url) == 200
+        assert health(url, "/session", "wrong") == 403
+        front.terminate()
+        assert front.wait(10) == 0
+        assert zygote.wait(10) == 0
+    finally:
+        front.kill()
+        zygote.kill()
+        front.wait()
+        zygote.wait()
