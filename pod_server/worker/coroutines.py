@@ -69,6 +69,9 @@ class Coroutines:
         outcome: Outcome | None = None
         try:
             outcome = await self._attempt(call, adopted)
+        except GeneratorExit as e:
+            # The user's, out of a task that the call awaits: throwing it closes what is inside, past `_attempt`.
+            outcome = Failure(e)
         finally:
             dispatcher.leave_child(outcome)
             self.watchdog.leave()

@@ -63,6 +63,12 @@ class Link:
             finally:
                 lock.release()
 
+    def finish(self) -> None:
+        """Write what is in line, and wait until it is written."""
+        if self._writer != threading.get_ident():
+            with self._writing:
+                self._write()
+
     def _write(self) -> None:
         self._writer = threading.get_ident()
         out = self._out

@@ -182,7 +182,7 @@ class _Worker:
             self._hub.service.write(LogKind.STDERR, f"the front sent what is no frame: {e}\n".encode())
         except BaseException:
             self._hub.service.write(LogKind.STDERR, traceback.format_exc().encode())
-            self._link.flush(wait=True)
+            self._link.finish()
             _exit(70)  # without this thread the worker is deaf: a fresh one is better
         _exit(0)
 
@@ -197,7 +197,9 @@ class _Worker:
         def leave(status: int) -> NoReturn:
             """Exit to the system with specified status, without normal exit processing."""
             if not self._pump.forked:
-                self._hub.flush_all()
+                logs = {self._hub.current(), *(call.log for call in list(self._dispatcher.running.values()))}
+                self._hub.flush_all(logs)
+                self._link.finish()
             _exit(status)
 
         os._exit = leave
