@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from typing import Any
 
 import kubetorch_jupyter as kt
@@ -25,6 +26,8 @@ def load_ipython_extension(ipython: Any) -> None:
         # As a line: a warning would show a source line of ours that says nothing to the user.
         print(warning.message)
     asyncio_run.install()
+    # Now, where nothing waits: at the first use, in a cell that awaits, it would hold the kernel's loop for 0.1 s.
+    import_module("kubetorch_jupyter.callables")
 
 
 def unload_ipython_extension(ipython: Any) -> None:

@@ -44,12 +44,13 @@ def test_three_services_in_a_gather(kernel: Kernel) -> None:
     )
     control = subprocess.Popen([sys.executable, "-c", CONTROL, "3"], stdout=subprocess.PIPE, text=True)
     cell = kernel.run(
+        "done = False\n"
+        "ticks = asyncio.ensure_future(lag(lambda: done))\n"
+        "await asyncio.sleep(0.05)\n"
         "began = time.monotonic()\n"
-        "ticks = asyncio.ensure_future(lag(lambda: time.monotonic() - began > 3))\n"
-        "await asyncio.sleep(0.2)\n"
         "fns = await asyncio.gather(*(kt.fn(f).to_async(compute, stream_logs=False)"
         " for f in (process_data, train_model, evaluate_model)))\n"
-        "took = time.monotonic() - began - 0.2\n"
+        "took, done = time.monotonic() - began, True\n"
         "results = await asyncio.gather(*(f(10, async_=True) for f in fns))\n"
         "print(json.dumps([took, results, sorted(s.name for s in kt.services()), await ticks]))"
     )
@@ -66,4 +67,5 @@ def test_three_services_in_a_gather(kernel: Kernel) -> None:
             f"PROMISE loop lag while three services deploy ({took:.2f} s), {name}: {ours * 1e3:.1f} ms,"
             f" bare loop at the same time {control_lag * 1e3:.1f} ms (promised: within 20 ms of it)"
         )
-    assert rows["p99"][0] <= rows["p99"][1] + 3 * 0.020
+    for ours, control_lag in rows.values():
+        assert ours <= control_lag + 3 * 0.020
