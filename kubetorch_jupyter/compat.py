@@ -83,6 +83,11 @@ def install_as_kubetorch() -> bool:
     return True
 
 
+def setup_hooks() -> list[str]:
+    """What a pod's worker has to call so that ``import kubetorch`` means there what it means here: LOAD's ``setup``."""
+    return [f"{__name__}:{install_as_kubetorch.__name__}"] if _installed() is not None else []
+
+
 def uninstall_as_kubetorch() -> None:
     """Undo `install_as_kubetorch`; what has been imported stays usable under the names it got."""
     finder = _installed()

@@ -27,6 +27,7 @@ from typing import Any, TypeVar
 from . import shipping
 from .backends import get_backend
 from .backends.base import Backend, Event, ServiceSpec
+from .compat import setup_hooks
 from .compute import Compute
 from .config import config
 from .errors import (
@@ -35,6 +36,7 @@ from .errors import (
     PodLostError,
     ServiceNotFoundError,
     StartupError,
+    WorkerDiedError,
 )
 from .interface import Interface
 from .streams import Output, open_output
@@ -440,8 +442,12 @@ async def _load(
         "concurrency": compute.concurrency,
         "memory_limit": compute.memory_limit_bytes,
         "ttl": compute.ttl_seconds,
+        "setup": setup_hooks(),
     }
-    await session.load(meta, code.bundle.buffers, output)
+    try:
+        await session.load(meta, code.bundle.buffers, output)
+    except WorkerDiedError as e:
+        raise startup_error(service.name, e) from e
     size = _human(code.bundle.size)
     if live is None:
         return f"is ready on {service.backend.name} pods in {{took}} (sent {size})"
@@ -451,7 +457,8 @@ async def _load(
 
 def startup_error(name: str, cause: BaseException) -> StartupError:
     """What ``.to`` raises, from ``cause``, when the user's own code failed while it was loaded."""
-    what = "".join(traceback.format_exception_only(cause)).strip()
+    ours = isinstance(cause, WorkerDiedError)
+    what = str(cause) if ours else "".join(traceback.format_exception_only(cause)).strip()
     return StartupError(f'service "{name}" could not be loaded in its pod: {what}', service=name)
 
 

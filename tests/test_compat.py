@@ -93,3 +93,23 @@ def test_names_that_are_not_there() -> None:
         _ = kt.put
     assert not hasattr(kt, "__wrapped__")
     assert dir(kt) == sorted(kt.__all__)
+
+
+def test_import_kubetorch_works_inside_a_pod() -> None:
+    from tests.cells import Cells
+
+    cells = Cells()
+    cells.run(
+        """
+        def inner():
+            import kubetorch as kt
+            from kubetorch import Compute
+            return kt.__name__, Compute(cpus=2).cpus
+        """
+    )
+    assert kt.install_as_kubetorch()
+    try:
+        with kt.fn(cells["inner"]).to(kt.Compute(), stream_logs=False) as remote:
+            assert remote()[0] == "kubetorch_jupyter"
+    finally:
+        kt.uninstall_as_kubetorch()

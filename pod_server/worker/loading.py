@@ -161,6 +161,7 @@ class Loader:
         self._unpack(buffers[2])
         _remember_sources(sources)
         try:
+            _set_up(meta.get("setup") or ())
             if header.get("how") == "source":
                 target, init_args = _from_source(header, sources, buffers[3:])
             else:
@@ -229,6 +230,13 @@ def _remember_sources(sources: dict[str, str]) -> None:
     for name, text in sources.items():
         # Without a time of modification an entry is never checked against a file.
         linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+
+
+def _set_up(hooks: Sequence[str]) -> None:
+    """Call what the client wants called in each process of its code, ``module:function``: what it did to its own."""
+    for hook in hooks:
+        module, _, function = hook.partition(":")
+        getattr(importlib.import_module(module), function)()
 
 
 def _from_pickle(buffers: Sequence[Buffer]) -> tuple[Any, Any]:
