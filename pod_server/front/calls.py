@@ -136,7 +136,7 @@ class Calls:
             self.fail(record, error)
         else:
             self.held_bytes += size
-            supervisor.held.append(record)
+            supervisor.hold(record)
 
     def send(self, worker: Worker, record: Record) -> None:
         """Hand a call to a worker."""
@@ -220,7 +220,7 @@ class Calls:
             offset=offset,
             item=item,
             item_limit=item + credit,
-            want_log=record.want_log or record.client is not client,
+            want_log=record.want_log or meta.get("id") is not None,
             log_only=meta.get("log_only") is True,
         )
         session.subscribe(sub)

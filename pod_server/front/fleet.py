@@ -159,7 +159,8 @@ class Fleet:
             return
         if worker.grace is not None:
             worker.grace.cancel()
-        if both:
+        if both or self.zygote is None or self.zygote.closed:
+            # There is no other half, or nobody who would bring it.
             self._died(worker, None)
             return
         if worker.status is None:

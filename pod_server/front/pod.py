@@ -86,6 +86,7 @@ class Pod:
             "high_water": client.high_water,
             "code": code.public() if code is not None else None,
             "state": self.supervisor.state,
+            "losses": self.supervisor.losses,
             "python": ".".join(platform.python_version_tuple()[:2]),
             "cloudpickle": self._cloudpickle,
             "pid": os.getpid(),
@@ -159,13 +160,14 @@ class Pod:
             await asyncio.wait({session.over for session in sessions}, timeout=_FAREWELL)
         for session in list(self.sessions):
             session.drop()
-        workers = list(self.supervisor.fleet.workers.values())
-        if workers:
+        fleet = self.supervisor.fleet
+        workers = list(fleet.workers.values())
+        if workers and fleet.zygote is not None and not fleet.zygote.closed:
             await asyncio.wait({w.gone for w in workers}, timeout=_KILLING)
         if self._server is not None:
             self._server.close()
-        if self.supervisor.fleet.zygote is not None:
-            self.supervisor.fleet.zygote.close()
+        if fleet.zygote is not None:
+            fleet.zygote.close()
         self.life.close()
 
     def remove(self) -> None:

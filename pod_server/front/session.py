@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from ..wire import PROTOCOL, Decoder, Frame, FrameType, WireError, encode, parse_call_id
+from ..wire import MAX_FRAME, PROTOCOL, Decoder, Frame, FrameType, WireError, encode, parse_call_id
 from .calls import number_of
 from .faults import Violation
 from .records import Client, Subscription
@@ -134,14 +134,14 @@ class Session:
         out: list[bytes] = []
         size = 0
         control = self._control
-        while control and size < _MESSAGE:
+        while control and size < _MESSAGE - MAX_FRAME:
             frame = control.popleft()
             out.append(frame)
             size += len(frame)
             self._control_bytes -= len(frame)
         dirty = self._dirty
         # A client that broke the rules gets the reason and nothing else.
-        while dirty and size < _MESSAGE and not control and self._closing != 1002:
+        while dirty and size < _MESSAGE - 2 * MAX_FRAME and not control and self._closing != 1002:
             sub = dirty.popleft()
             sub.queued = False
             if sub.done:

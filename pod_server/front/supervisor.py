@@ -32,6 +32,8 @@ _log = logging.getLogger(__name__)
 _CLEANUP = 5.0
 #: Seconds to wait before a worker is started anew that died again and again while it loaded.
 _BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+#: The same when a call waits for it.
+_WANTED = 0.5
 
 
 class _Cancelled(Exception):
@@ -73,11 +75,15 @@ class Supervisor:
         self._reviving: Worker | None = None
         self._hurry: asyncio.Future[None] = self._loop.create_future()
         self._failures = 0
+        #: Since when it is waited before a worker is started anew, and what ends that for a call's sake.
+        self._pausing: float | None = None
+        self._nudge: asyncio.TimerHandle | None = None
+        #: How often an instance of a class was lost with all that it held.
+        self.losses = 0
         self._own = Client("0" * 26)
         self._restarts: list[Callable[[dict[str, Any] | None], None]] = []
 
-    # -- what others ask
-    # ---------------------------------------------------------------------------------------------------
+    # -- what others ask -----------------------------------------------------------------------------------------------
 
     def refusal(self) -> dict[str, Any] | None:
         """Why a call can't wait for a worker, an ``error`` object; None when it can."""
@@ -129,6 +135,15 @@ class Supervisor:
         else:
             worker.send(encode(FrameType.CANCEL, record.number, {"reason": record.cancelled}))
 
+    def hold(self, record: Record) -> None:
+        """Keep a call until there is a worker, which it hurries a little."""
+        self.held.append(record)
+        self._want()
+
+    def _want(self) -> None:
+        if self._pausing is not None and self._nudge is None:
+            self._nudge = self._loop.call_at(self._pausing + _WANTED, self._hasten)
+
     def restart(self, done: Callable[[dict[str, Any] | None], None]) -> None:
         """Replace the worker; `done` is told when the new one is ready, or of an ``error`` object."""
         if self.code is None or self.state == "stopping":
@@ -161,8 +176,7 @@ class Supervisor:
         elif not worker.busy:
             self._loop.call_later(_CLEANUP, self.fleet.kill, worker, why)
 
-    # -- the task
-    # ----------------------------------------------------------------------------------------------------------
+    # -- the task ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Do loads and revivals as they come, for ever."""
@@ -181,8 +195,7 @@ class Supervisor:
                     self._active = None
                     self._release()
 
-    # -- loads
-    # ---------------------------------------------------------------------------------------------------------------
+    # -- loads ---------------------------------------------------------------------------------------------------------
 
     async def _load(self, record: Record) -> None:
         frame = record.frame
@@ -222,14 +235,18 @@ class Supervisor:
             self.state = "loading"
         reuse = old is not None and not old.dead and old.fingerprint == code.worker
         if old is not None and reuse:
-            answer = await self._send_load(old, code, record)
+            try:
+                answer = await self._send_load(old, code, record)
+            except WorkerDied:
+                if exclusive or record.cancelled is not None:
+                    raise
+                # Most likely a call that ran in it was the end of it, and not the new code.
+                return await self._put_in_new(code, record, None)
             if not answer.flags & F_ERROR:
                 self._install(old, code)
             elif exclusive:
                 # The old instance is gone, the new one can't be made: the old code begins anew in a clean process.
-                self.fleet.kill(
-                    old, {"message": "was ended because its class could not be replaced", "cause": "restart"}
-                )
+                self.fleet.kill(old, {"message": "was ended: its class could not be replaced", "cause": "restart"})
                 await old.gone
             return answer
         if exclusive and old is not None and not old.dead:
@@ -237,6 +254,10 @@ class Supervisor:
             self._revive = True  # unless the new code takes its place
             self.fleet.kill(old, {"message": "was replaced by a redeploy", "cause": "restart"})
             await old.gone
+        return await self._put_in_new(code, record, old)
+
+    async def _put_in_new(self, code: Code, record: Record, old: Worker | None) -> Frame:
+        """Load code into a new worker, which takes the place of an old one."""
         worker = await self._spawn(code, record)
         answer = await self._send_load(worker, code, record)
         if answer.flags & F_ERROR:
@@ -293,8 +314,7 @@ class Supervisor:
             return False
         return (known.version, known.worker, known.kind) == (code.version, code.worker, code.kind)
 
-    # -- new workers for dead ones
-    # -------------------------------------------------------------------------------------------
+    # -- new workers for dead ones -------------------------------------------------------------------------------------
 
     async def _revive_worker(self) -> None:
         """Start a new worker for one that died, and load the code into it."""
@@ -302,10 +322,7 @@ class Supervisor:
         if code is None or self.current is not None or self.state == "stopping":
             self._revive = False
             return
-        delay = _BACKOFF[min(self._failures, len(_BACKOFF) - 1)]
-        self._hurry = self._loop.create_future()
-        if delay:
-            await asyncio.wait({self._hurry}, timeout=delay)
+        await self._pause(_BACKOFF[min(self._failures, len(_BACKOFF) - 1)])
         if self._loads:
             return  # new code goes first; what it leaves to be done is done afterwards
         self._own.high_water += 1
@@ -330,24 +347,42 @@ class Supervisor:
             done(None)
         self._release()
 
+    async def _pause(self, delay: float) -> None:
+        """Wait before a worker is started, less long when somebody wants it."""
+        self._hurry = self._loop.create_future()
+        if not delay:
+            return
+        self._pausing = self._loop.time()
+        if self.held:
+            self._want()
+        try:
+            await asyncio.wait({self._hurry}, timeout=delay)
+        finally:
+            self._pausing = None
+            if self._nudge is not None:
+                self._nudge.cancel()
+                self._nudge = None
+
     def _revival_failed(self, error: dict[str, Any]) -> None:
         """Who waits for this worker gets the error; it is tried again, later and later."""
         if self._loads:
             return  # ended by ourselves, in favour of new code; the calls wait for that
         self._failures += 1
-        held, self.held = self.held, deque()
-        self._pod.calls.held_bytes = 0
-        for record in held:
+        for record in self._take_held():
             self._pod.calls.fail(record, error)
         for done in self._take_restarts():
             done(error)
+
+    def _take_held(self) -> deque[Record]:
+        taken, self.held = self.held, deque()
+        self._pod.calls.held_bytes = 0
+        return taken
 
     def _take_restarts(self) -> list[Callable[[dict[str, Any] | None], None]]:
         taken, self._restarts = self._restarts, []
         return taken
 
-    # -- steps
-    # ---------------------------------------------------------------------------------------------------------------
+    # -- steps ---------------------------------------------------------------------------------------------------------
 
     def _drop(self, code: Code) -> None:
         if code.file is not None:
@@ -398,9 +433,10 @@ class Supervisor:
         else:
             self._pod.tell("loaded", f"{name} has been loaded", **where)
         if before is not None and before.kind == "cls":
-            self._pod.tell(
-                "state-lost", f"{before.meta.get('name')} was constructed anew; what the old instance held is lost"
-            )
+            self.losses += 1
+            why = "since its worker ended" if again else "by a redeploy"
+            text = f"{before.meta.get('name')} was constructed anew, {why}; what the old instance held is lost"
+            self._pod.tell("state-lost", text, losses=self.losses)
 
     def _memory_limit(self, code: Code) -> int | None:
         limit = code.meta.get("memory_limit")
@@ -417,14 +453,11 @@ class Supervisor:
     def _release(self) -> None:
         """Let the calls go that were held."""
         self.holding = False
-        held, self.held = self.held, deque()
-        self._pod.calls.held_bytes = 0
-        for record in held:
+        for record in self._take_held():
             if record.ended is None:
                 self._pod.calls.submit(record)
 
-    # -- ends
-    # ----------------------------------------------------------------------------------------------------------------
+    # -- ends ----------------------------------------------------------------------------------------------------------
 
     def _worker_died(self, worker: Worker, error: dict[str, Any]) -> None:
         wanted = worker.killed_for is not None and worker.killed_for.get("cause") == "restart"
@@ -440,7 +473,7 @@ class Supervisor:
                 self._failures = 0
             self._revive = self.code is not None
             self._wake.set()
-        if not wanted or was_current:
+        if self.state != "stopping" and (not wanted or was_current):
             _log.warning("%s", error.get("message"))
             fields = {k: v for k, v in error.items() if k not in ("type", "message")}
             self._pod.tell("worker-died", str(error.get("message")), worker=worker.number, pid=worker.pid, **fields)
