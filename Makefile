@@ -28,10 +28,11 @@ test: setup  ## All tests (PYTEST_ARGS="-k name" for some)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## ruff, mypy, the direction of imports
-	@$(BIN)/ruff check .
-	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@status=0; \
+	for check in "ruff check ." "ruff format --check --quiet ." "mypy" "lint-imports --no-logo"; do \
+		$(BIN)/$$check || { echo "$$check: failed" >&2; status=1; }; \
+	done; \
+	exit $$status
 
 format: $(VENV)/.installed  ## Put the code into its form
 	@$(BIN)/ruff check --fix --quiet . || true

@@ -48,7 +48,7 @@ def make(version: str) -> None:
         [sys.executable, "-m", "venv", str(path)],
         [
             str(path / "bin" / "python"),
-            *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"),
+            *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-compile"),
             *(f"ipykernel=={version}", "--editable", f"{ROOT}[examples]"),
         ],
     )
