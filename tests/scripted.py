@@ -52,7 +52,8 @@ class ScriptedCall:
         self.payload.set()
 
     def send(self, frame: bytes) -> None:
-        self.pod.send(self.client, frame)
+        if (self.client, self.channel) in self.pod.heard:  # after a break, not before it was resumed
+            self.pod.send(self.client, frame)
 
     def log(self, data: bytes, kind: LogKind = LogKind.STDOUT) -> None:
         entry = wire.encode_log(kind, data)
@@ -92,27 +93,31 @@ class ScriptedCall:
         meta = {"error": {"type": "user", "message": str(exc)}}
         self.end(wire.encode(FrameType.RESULT, self.channel, meta, buffers, wire.F_ERROR))
 
-    def resume(self, log: int, item: int, credit: int, channel: int | None = None, log_only: bool = False) -> None:
-        to = self.channel if channel is None else channel
+    def resume(self, log: int, item: int, credit: int, channel: int, log_only: bool, client: str) -> None:
+        to = channel
 
         def on(frame: bytes) -> bytes:
             [decoded] = wire.Decoder().feed(frame)
             return decoded.on_channel(to)
 
+        def send(frame: bytes) -> None:
+            self.pod.send(client, frame)
+
+        self.pod.heard.add((self.client, self.channel))
         for at in range(log, len(self.log_bytes), 50_000):
             part = self.log_bytes[at : at + 50_000]
-            self.send(wire.encode(FrameType.LOG, to, {"o": at}, [part]))
+            send(wire.encode(FrameType.LOG, to, {"o": at}, [part]))
         if log_only:
             if self.final is not None:
-                self.send(wire.encode(FrameType.RESULT, to, {"log_only": True}))
+                send(wire.encode(FrameType.RESULT, to, {"log_only": True}))
             return
         for frame in self.items[item:]:
-            self.send(on(frame))
+            send(on(frame))
         if self.meta.get("gen"):
             self.credit = max(self.credit, item + credit)
             self.credited.set()
         if self.final is not None:
-            self.send(on(self.final))
+            send(on(self.final))
 
 
 class ScriptedPod:
@@ -134,6 +139,7 @@ class ScriptedPod:
         self.deaf = False
         self.cut_download_at: int | None = None
         self.requests: list[bytes] = []
+        self.heard: set[tuple[str, int]] = set()
         self.port = 0
         self._files = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -271,6 +277,7 @@ class ScriptedPod:
                     if frame.type is FrameType.HELLO:
                         client = frame.meta["client"]
                         self.connections[client] = queue
+                        self.heard = {key for key in self.heard if key[0] != client}
                         self.hellos.append(frame.meta)
                         welcome = {
                             "protocol": self.protocol,
@@ -297,6 +304,7 @@ class ScriptedPod:
             if channel <= self.high_water.get(client, 0):
                 return
             self.high_water[client] = channel
+            self.heard.add((client, channel))
             call = self.calls[client, channel] = ScriptedCall(self, client, channel, meta)
             if not frame.flags & wire.F_BULK:
                 call.buffers = [bytes(b) for b in frame.buffers]
@@ -315,7 +323,12 @@ class ScriptedPod:
                 self.send(client, wire.encode(FrameType.RESULT, channel, error, (), wire.F_ERROR))
             else:
                 call.resume(
-                    meta["log"], meta.get("item", 0), meta.get("credit", 0), channel, meta.get("log_only", False)
+                    meta["log"],
+                    meta.get("item", 0),
+                    meta.get("credit", 0),
+                    channel,
+                    meta.get("log_only", False),
+                    client,
                 )
         elif frame.type is FrameType.CANCEL:
             if call is not None and not call.cancelled.done():
@@ -331,7 +344,12 @@ class ScriptedPod:
             self.send(client, wire.encode(FrameType.PONG, 0, meta))
         elif frame.type is FrameType.REQUEST:
             rows = [
-                {"id": wire.call_id("echo", c, n), "f": k.meta.get("f", ""), "log": len(k.log_bytes), "ended": k.final and 1}
+                {
+                    "id": wire.call_id("echo", c, n),
+                    "f": k.meta.get("f", ""),
+                    "log": len(k.log_bytes),
+                    "ended": k.final and 1,
+                }
                 for (c, n), k in list(self.calls.items())[-100:]
             ]
             answer = {"calls": rows} if meta["op"] == "calls" else {"op": meta["op"]}
