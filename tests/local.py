@@ -42,20 +42,20 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         local.shutdown()
         assert not wait_until_gone(path, 5)
         assert leftover_files(path) == []
-        assert not shared_memory()
+        assert not shared_memory(path)
     finally:
         for record in registry.read_all(path):
             for pid, start in record.living:
                 if processes.is_alive(pid, start):
                     os.kill(pid, signal.SIGKILL)
-        for name in shared_memory():
+        for name in shared_memory(path):
             shutil.rmtree(f"/dev/shm/{name}", ignore_errors=True)
         shutil.rmtree(path, ignore_errors=True)
 
 
-def shared_memory() -> list[str]:
-    """What services called ``t-…`` have in shared memory."""
-    return [name for name in os.listdir("/dev/shm") if name.startswith(f"kt-{os.getuid()}-t-")]
+def shared_memory(runtime: Path) -> list[str]:
+    """What that runtime directory's services have in shared memory."""
+    return [name for name in os.listdir("/dev/shm") if name.startswith(registry.bulk_prefix(runtime))]
 
 
 class Lines:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import secrets
@@ -35,7 +36,7 @@ from pod_server import processes
 from ..config import config
 from ..errors import DeployError, StartupError
 
-__all__ = ["Record", "bulk_dir", "claim", "read", "read_all", "remove", "runtime_dir"]
+__all__ = ["Record", "bulk_dir", "bulk_prefix", "claim", "read", "read_all", "remove", "runtime_dir"]
 
 #: The longest path that a Unix socket can have (108 bytes with the zero, unix(7); 104 on macOS).
 _SOCKET_PATH = 103
@@ -371,6 +372,11 @@ def remove(record: Record) -> None:
         )
 
 
+def bulk_prefix(runtime: Path) -> str:
+    """What the names of that runtime directory's services begin with in shared memory."""
+    return f"kt-{os.getuid()}-{hashlib.blake2b(os.fsencode(runtime), digest_size=4).hexdigest()}-"
+
+
 def bulk_dir(name: str, incarnation: str) -> str | None:
     """A directory in shared memory for a pod's large payloads; None where that has no room (a container's 64 MiB)."""
     try:
@@ -379,4 +385,4 @@ def bulk_dir(name: str, incarnation: str) -> str | None:
         return None
     if room.f_bavail * room.f_frsize < _SHM_ROOM or not os.access("/dev/shm", os.W_OK):
         return None
-    return f"/dev/shm/kt-{os.getuid()}-{name}-{incarnation}"
+    return f"/dev/shm/{bulk_prefix(runtime_dir())}{name}-{incarnation}"

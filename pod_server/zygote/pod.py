@@ -20,7 +20,7 @@ from ..processes import DirectoryWatch, Process
 from ..wire import Decoder, Frame, FrameType, WireError, encode
 from .child import Poller, drain, fork, send_all, take_signals
 
-__all__ = ["pod_zygote", "remove_directory"]
+__all__ = ["pod_zygote", "remove_directory", "remove_rest"]
 
 
 def _mark_of(pid: int | str) -> int | None:
@@ -267,6 +267,17 @@ def remove_directory(dir: str, identity: tuple[int, int] | None = None) -> None:
     shutil.rmtree(aside)
 
 
+def remove_rest(also: Iterable[str], link: str | None) -> None:
+    """Remove what belongs to a pod outside of its directory; others of its processes may be doing the same."""
+    for path in also:
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:
+            continue  # it, or something in it: who is quicker goes on
+    if link is not None and os.path.islink(link) and not os.path.exists(link):
+        os.unlink(link)
+
+
 def _front_ended(connection: int, timeout: float) -> bool:
     """Whether the process at the other end is gone, after waiting up to `timeout` seconds for it."""
     if not hasattr(socket, "SO_PEERCRED"):
@@ -333,8 +344,5 @@ def pod_zygote(
     pod.run()
     if owns and _front_ended(front, 5.0):
         remove_directory(dir, (identity.st_dev, identity.st_ino))
-        for path in also:
-            remove_directory(path)
-        if link is not None and os.path.islink(link) and not os.path.exists(link):
-            os.unlink(link)
+        remove_rest(also, link)
     return 0

@@ -30,7 +30,7 @@ from typing import Any
 from .. import processes
 from ..wire import Decoder, Frame, FrameType, encode
 from .child import Poller, drain, fork, send_all, take_signals
-from .pod import pod_zygote, remove_directory
+from .pod import pod_zygote, remove_directory, remove_rest
 
 __all__ = ["Pod", "Root", "preload_front", "root_zygote"]
 
@@ -322,13 +322,10 @@ class Root:
         found = os.fstat(pod.held)
         try:
             remove_directory(pod.dir, (found.st_dev, found.st_ino))
-            for path in pod.also:
-                remove_directory(path)
+            remove_rest(pod.also, pod.link)
         except OSError:
             traceback.print_exc()
         os.close(pod.held)
-        if pod.link is not None and os.path.islink(pod.link) and not os.path.exists(pod.link):
-            os.unlink(pod.link)
         end = {"event": "pod-ended", "incarnation": pod.params.get("incarnation"), "reason": reason}
         self._send(FrameType.EVENT, 0, end)
         for request in pod.killers:
