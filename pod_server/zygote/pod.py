@@ -270,10 +270,11 @@ def remove_directory(dir: str, identity: tuple[int, int] | None = None) -> None:
 def remove_rest(also: Iterable[str], link: str | None) -> None:
     """Remove what belongs to a pod outside of its directory; others of its processes may be doing the same."""
     for path in also:
-        try:
-            shutil.rmtree(path)
-        except FileNotFoundError:
-            continue  # it, or something in it: who is quicker goes on
+        while os.path.isdir(path):
+            try:
+                shutil.rmtree(path)
+            except FileNotFoundError:
+                continue  # somebody was quicker with something in it: again, with what is left
     if link is not None and os.path.islink(link) and not os.path.exists(link):
         os.unlink(link)
 
