@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell scripts/find-python 3.11 || scripts/find-python 3.12 || scripts/find-python 3.13)
 PYTEST_ARGS ?=
+# Jupyter wants to be told that root is meant.
+LAB_ARGS ?= $(if $(filter 0,$(shell id -u)),--allow-root)
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -40,7 +42,7 @@ format: $(VENV)/.installed  ## Put the code into its form
 
 lab: $(VENV)/.installed  ## JupyterLab in notebooks/
 	@$(BIN)/python -c 'import jupyterlab' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[lab]'
-	@cd notebooks && ../$(BIN)/jupyter lab
+	@cd notebooks && ../$(BIN)/jupyter lab $(LAB_ARGS)
 
 soak: setup  ## The tests that take long
 	@$(BIN)/python -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)

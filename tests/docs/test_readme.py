@@ -1,0 +1,59 @@
+"""The README's own examples run."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+_BEFORE = """
+import kubetorch_jupyter as kt
+
+def train_model(epochs):
+    print("training")
+    return epochs
+
+"""
+
+
+def test_ways_to_call(tmp_path: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    [code] = [block for block in blocks if block.startswith("train = kt.fn(train_model)")]
+    script = tmp_path / "script.py"
+    script.write_text(_BEFORE + code)
+    done = subprocess.run(
+        [sys.executable, "-m", "kubetorch_jupyter", str(script)],
+        env={**os.environ, "KT_RUNTIME_DIR": str(Path(os.environ["KT_RUNTIME_DIR"]) / "readme")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("training") >= 5
+
+
+def test_curl(tmp_path: Path) -> None:
+    """The line that ``service.curl()`` gives, and the answer's form."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        _BEFORE
+        + "import json, subprocess\n"
+        + "line = kt.fn(train_model).to(kt.Compute()).service.curl().replace('{}', '{\"epochs\": 3}')\n"
+        + "assert 'X-Kubetorch-Token' in line and 'POST' in line\n"
+        + "print(json.loads(subprocess.check_output(line + ' -s', shell=True, text=True)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "kubetorch_jupyter", str(script)],
+        env={**os.environ, "KT_RUNTIME_DIR": str(Path(os.environ["KT_RUNTIME_DIR"]) / "curl")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "{'result': 3}"
