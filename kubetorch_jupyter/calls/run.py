@@ -12,11 +12,11 @@ import asyncio
 import functools
 import logging
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from pod_server import exceptions, serialization, wire
-from pod_server.wire import FrameType
+from pod_server.wire import FrameType, LogKind
 
 from ..errors import (
     CallCancelledError,
@@ -226,7 +226,11 @@ class Run(Exchange):
         if session is not None:
             self._begin_on(session)
         else:
-            self._starting = get_portal().own(self._begin_later())
+            self._starting = self._own(self._begin_later())
+
+    def _own(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run it in the context of this call's cell, where it may have something to say."""
+        return get_portal().own(coro, self.output.context if self.output is not None else None)
 
     async def _begin_later(self) -> None:
         try:
@@ -271,12 +275,20 @@ class Run(Exchange):
             return
         self._settle(error)
 
+    def on_notice(self, text: str) -> bool:
+        """Say it in this call's cell."""
+        output = self.output
+        if output is None or output.muted:
+            return False
+        output.feed(LogKind.NOTICE, f"{text}\n".encode())
+        return True
+
     def _again(self) -> None:
         self.sent = True  # once is enough
         self.channel = 0
         self.buffers = self._spare
         self.bulk = False
-        self._starting = get_portal().own(self._begin_later())
+        self._starting = self._own(self._begin_later())
 
     def _settle(self, outcome: Outcome) -> None:
         if self.outcome is not None:

@@ -136,6 +136,10 @@ class Exchange:
         """There will be no result."""
         raise NotImplementedError
 
+    def on_notice(self, text: str) -> bool:
+        """Take a line of ours about the service to where the output goes; False when there is no such place."""
+        return False
+
     # -- for the session ---------------------------------------------------------------------------------------------
 
     def frame(self) -> bytes:
@@ -239,6 +243,12 @@ class LoadExchange(Exchange):
             self._end(RemoteFailure(meta, buffers), {})
         else:
             self._end(from_wire(error, service=service), {})
+
+    def on_notice(self, text: str) -> bool:
+        """Say it to who deploys; when that is done quietly, nobody wants to hear of it."""
+        if self.sink is not None:
+            self.sink.feed(LogKind.NOTICE, f"{text}\n".encode())
+        return True
 
     def on_error(self, error: Exception) -> None:
         """Keep the error."""

@@ -182,6 +182,8 @@ class Link:
                 ws.on_writable = self.flush
                 ws.send(wire.encode(FrameType.HELLO, 0, _hello(self._client)))
                 await welcomed
+                if not self.ready:  # it broke in the same moment
+                    raise self._unreachable("closed the connection")
         except BaseException as e:
             self._drop()
             if ws is not None:

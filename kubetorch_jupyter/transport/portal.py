@@ -102,12 +102,12 @@ class Portal:
             except Exception:
                 log.exception("error in a callback of the portal")
 
-    def own(self, coro: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def own(self, coro: Coroutine[Any, Any, T], context: contextvars.Context | None = None) -> asyncio.Task[T]:
         """Run a coroutine as a task that the portal holds and, at the end, cancels; on the portal only.
 
         What it raises is logged, since nobody else may be looking.
         """
-        task = self.loop.create_task(coro)
+        task = self.loop.create_task(coro, context=context)
         self._tasks.add(task)
         task.add_done_callback(self._owned_done)
         return task

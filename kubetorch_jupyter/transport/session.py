@@ -29,6 +29,7 @@ from .bulk import Bulk
 from .endpoint import Endpoint
 from .exchange import Exchange, LoadExchange, RemoteFailure, Sink
 from .link import Link
+from .notices import Notices
 from .portal import Portal, get_portal
 
 __all__ = ["Exchange", "RemoteFailure", "Session", "Sink", "get_session", "hold_reading"]
@@ -79,6 +80,7 @@ class Session:
         self._request = 0
         self._acks: deque[int] = deque(maxlen=_ACKS)
         self._link = Link(endpoint, self.client, self, self._portal)
+        self._notices = Notices()
         #: The first connecting, while it lasts; whoever wants the session waits for it.
         self.opening: asyncio.Task[None] | None = None
         #: Why there is no session any more.
@@ -186,6 +188,7 @@ class Session:
         if before is not None and meta.get("incarnation") != before:
             raise PodLostError(service=self.endpoint.service, reason="another pod has taken its place")
         self.welcome = meta
+        self._notices.on_welcome(meta, self._exchanges.values())
         self._portal.farewells.add(self.close)
         self._resume(int(meta.get("high_water", 0)))
 
@@ -247,6 +250,7 @@ class Session:
             self._on_response(channel, frame.meta)
         elif kind is FrameType.EVENT:
             meta = frame.meta
+            self._notices.on_event(meta, self._exchanges.values())
             for listener in list(self.listeners):
                 listener(meta)
 
@@ -340,6 +344,7 @@ class Session:
             exchange.on_error(ConnectionFailedError(f"this can't be sent: {e}", service=self.endpoint.service))
             return
         self._exchanges[exchange.channel] = exchange
+        self._notices.on_start(exchange)
         if self._link.ready:
             self._link.send(frame)
             exchange.on_sent()

@@ -1,0 +1,46 @@
+"""What a pod's events have for the user: said in the cell of a call that waits, else in that of the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .exchange import Exchange
+
+__all__ = ["Notices"]
+
+
+class Notices:
+    """The lines that one session has for its users.
+
+    A class that was constructed anew, because its worker ended or by somebody's redeploy, has forgotten what it held;
+    without a word, a counter that begins again or an untrained model would look like a fault of the user's own code.
+    """
+
+    def __init__(self) -> None:
+        self._untold: list[str] = []
+        #: How often an instance was lost, as far as we have heard.
+        self._losses: int | None = None
+
+    def on_welcome(self, meta: Mapping[str, Any], exchanges: Iterable[Exchange]) -> None:
+        """See whether something was lost while there was no connection."""
+        before, self._losses = self._losses, meta.get("losses")
+        if before is not None and before != self._losses:
+            text = "the instance was constructed anew while the connection was broken; what the old one held is lost"
+            self._tell(text, exchanges)
+
+    def on_event(self, meta: Mapping[str, Any], exchanges: Iterable[Exchange]) -> None:
+        """Take an EVENT."""
+        if meta.get("event") == "state-lost":
+            self._losses = meta.get("losses")
+            self._tell(str(meta.get("text")), exchanges)
+
+    def _tell(self, text: str, exchanges: Iterable[Exchange]) -> None:
+        line = f"kubetorch: {text}"
+        if not any(exchange.on_notice(line) for exchange in exchanges):
+            self._untold.append(line)
+
+    def on_start(self, exchange: Exchange) -> None:
+        """Say what is still to be said where this begins, if it has a place for it."""
+        if self._untold and exchange.on_notice("\n".join(self._untold)):
+            self._untold.clear()
