@@ -8,8 +8,8 @@ A frame is a fixed header, a table of buffer lengths, a small JSON object (*meta
 
 Frames are at most `MAX_FRAME` bytes on every hop; a payload that does not fit travels beside them (``F_BULK``). Any
 number of frames may be joined into one WebSocket message or one write of a stream socket: `Decoder` takes bytes as they
-come and gives the frames that are complete. It raises `WireError` for bytes that no well-behaved peer sends, and holds at
-most one frame's bytes, so garbage costs the sender its connection and nobody else anything.
+come and gives the frames that are complete. It raises `WireError` for bytes that no well-behaved peer sends, and holds
+at most one frame's bytes, so garbage costs the sender its connection and nobody else anything.
 
 Log records have a framing of their own (`encode_log`, `LogDecoder`), because a log is one stream of bytes with offsets,
 cut into frames wherever that is convenient.
@@ -23,7 +23,7 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple
 
 __all__ = [
     "F_BULK",
@@ -60,7 +60,7 @@ F_BULK = 0x02
 #: LOG: the bytes begin with a new log entry (a log may be cut here).
 F_ENTRY = 0x04
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer = bytes | bytearray | memoryview
 
 _HEADER = struct.Struct("<IBBHQI")
 _U32 = struct.Struct("<I")
@@ -288,7 +288,8 @@ def encode_log(kind: LogKind, data: Buffer) -> bytes:
 class LogDecoder:
     """A log's bytes in, ``(kind, data)`` out; text may come in pieces before its entry is complete.
 
-    Entries of bytes (stdout, stderr) are handed on as they come, since nobody needs them whole; displays and notices only when complete.
+    Entries of bytes (stdout, stderr) are handed on as they come, since nobody needs them whole; displays and notices
+    only when complete.
 
     Examples
     --------
@@ -356,8 +357,9 @@ def _from_ulid(text: str) -> int:
 def new_client_id() -> str:
     """A new client's id: a ULID (https://github.com/ulid/spec) whose last 40 bits are zero.
 
-    A call's id is the client's plus its sequence number: identity and public id are one number, nothing needs to be made up or sent for a
-    call, and ids of one client sort in the order of its calls. The time in it is the client's start, not the call's.
+    A call's id is the client's plus its sequence number: identity and public id are one number, nothing needs to be made
+    up or sent for a call, and ids of one client sort in the order of its calls. The time in it is the client's start, not
+    the call's.
     """
     random = int.from_bytes(os.urandom(5), "big")
     return _to_ulid(int(time.time() * 1000) << 80 | random << _SEQ_BITS)

@@ -42,8 +42,8 @@ class ServiceSpec:
 class ServiceInfo:
     """A service that exists, as a backend sees it without asking the pod.
 
-    ``state`` is ``"starting"``, ``"running"``, ``"pending"`` or ``"failed"``; ``created`` is unix time in seconds; ``resources`` is what it asks for (``cpus``, ``memory``,
-    ``gpus``) as given.
+    ``state`` is ``"starting"``, ``"running"``, ``"pending"`` or ``"failed"``; ``created`` is unix time in seconds;
+    ``resources`` is what it asks for (``cpus``, ``memory``, ``gpus``) as given.
     """
 
     name: str

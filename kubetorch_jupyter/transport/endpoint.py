@@ -26,8 +26,9 @@ class Endpoint:
     tls
         The TLS context for ``https``.
     gone
-        Asks the backend, without I/O that takes longer than a look at a process or a watch's last word, whether the pod has ended:
-        the reason for people, or None while it may live. Called on the portal's thread after a connection broke.
+        Asks the backend, without I/O that takes longer than a look at a process or a watch's last word, whether the pod
+        has ended: the reason for people, or None while it may live. Called on the portal's thread after a connection
+        broke.
     """
 
     service: str
