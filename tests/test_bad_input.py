@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -182,3 +183,87 @@ def test_a_full_disk(cells: Cells, tmp_path: Path) -> None:
         assert [p.name for p in mount.iterdir() if p.name != "filler"] == []
     finally:
         subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+SCRIPT = """
+import os, sys
+import kubetorch_jupyter as kt
+def f(): return 1
+{before}
+try:
+    kt.fn(f).to(kt.Compute())
+except kt.KubetorchError as e:
+    print("refused:", type(e).__name__, e)
+else:
+    print("it ran")
+"""
+
+
+def _deploy(path: Path, *, before: str = "", **env: str) -> str:
+    """What a script says that tries to deploy; it must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT.format(before=before)],
+        # The checkout by its name: it is not the working directory.
+        env={**os.environ, "PYTHONPATH": str(Path(kt.__file__).parent.parent), "KT_RUNTIME_DIR": str(path), **env},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = _deploy(tmp_path / "run", KT_LOCAL_PORT=str(port))
+        assert "refused: StartupError" in said
+        assert f":{port}: Address already in use; choose another port" in said
+        assert list(tmp_path.iterdir()) == []
+    for wrong in ("65536", "-1", "http"):
+        said = _deploy(tmp_path / "run", KT_LOCAL_PORT=wrong)
+        assert f"KT_LOCAL_PORT={wrong!r} is no port" in said
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", ["del os.fork", "sys.platform = 'darwin'"])
+def test_python_without_fork(tmp_path: Path, before: str) -> None:
+    said = _deploy(tmp_path / "run", before=before)
+    assert "refused: StartupError" in said
+    assert "local pods need Linux" in said
+    assert "KT_BACKEND=kubernetes" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_read_only_runtime_directory(tmp_path: Path) -> None:
+    """On a file system that is mounted read-only: its rights alone don't stop root."""
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro,size=64k", "none", str(tmp_path)], capture_output=True)
+    if made.returncode:
+        pytest.skip("a read-only file system needs the right to mount one")
+    try:
+        for path in (tmp_path, tmp_path / "run"):
+            said = _deploy(path)
+            assert "refused: StartupError" in said
+            assert "Read-only file system" in said
+            assert f"{path}" in said
+            assert "KT_RUNTIME_DIR" in said
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_runtime_directory_of_somebody_else(tmp_path: Path) -> None:
+    """It is refused before anything is written to it: its owner could put sockets of their own in there."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a directory away")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o777)
+    theirs.chmod(0o777)
+    os.chown(theirs, 65534, -1)
+    said = _deploy(theirs)
+    assert "refused: StartupError" in said
+    assert "it belongs to user 65534" in said
+    assert "KT_RUNTIME_DIR" in said
+    assert list(theirs.iterdir()) == []

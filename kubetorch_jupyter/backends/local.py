@@ -219,6 +219,7 @@ class LocalBackend:
         left = await asyncio.to_thread(registry.read, record.name)
         if left is not None and left.incarnation == record.incarnation:
             await self._end(left)
+        registry.discard_empty(record.path.parent)
 
     async def _zygote(self, spec: ServiceSpec) -> RootZygote:
         env = _environment(spec)

@@ -15,6 +15,7 @@ from a file: its processes are looked at. All functions here block for a short t
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -36,7 +37,7 @@ from pod_server import processes
 from ..config import config
 from ..errors import DeployError, StartupError
 
-__all__ = ["Record", "bulk_dir", "bulk_prefix", "claim", "read", "read_all", "remove", "runtime_dir"]
+__all__ = ["Record", "bulk_dir", "bulk_prefix", "claim", "discard_empty", "read", "read_all", "remove", "runtime_dir"]
 
 #: The longest path that a Unix socket can have (108 bytes with the zero, unix(7); 104 on macOS).
 _SOCKET_PATH = 103
@@ -233,6 +234,7 @@ def claim(name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) ->
         except OSError as e:
             # A pod that ended removed the runtime directory, empty as it was, under our hands.
             if e.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST) or attempt == _ATTEMPTS - 1:
+                discard_empty(runtime_dir(create=False))
                 todo = "make room there" if e.errno in _FULL else "check its rights"
                 raise StartupError(
                     f'service "{name}" can\'t be written to {runtime_dir(create=False)}: {e.strerror or e}; '
@@ -245,6 +247,12 @@ def claim(name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) ->
 
 _ATTEMPTS = 10
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def discard_empty(runtime: Path) -> None:
+    """Remove the runtime directory if nothing is in it, as a pod's end does."""
+    with contextlib.suppress(OSError):  # something is in it, or it isn't ours to remove
+        os.rmdir(runtime)
 
 
 def _claim(runtime: Path, name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) -> tuple[Record, bool]:
@@ -365,6 +373,7 @@ def remove(record: Record) -> None:
             continue  # the pod removed it itself
         except OSError as e:
             problems.append(f"{path}: {e.strerror or e}")
+    discard_empty(runtime)
     if problems:
         raise DeployError(
             f'service "{record.name}" has ended, but not all of its files could be removed: {"; ".join(problems)}',
