@@ -357,9 +357,9 @@ def _from_ulid(text: str) -> int:
 def new_client_id() -> str:
     """A new client's id: a ULID (https://github.com/ulid/spec) whose last 40 bits are zero.
 
-    A call's id is the client's plus its sequence number: identity and public id are one number, nothing needs to be made
-    up or sent for a call, and ids of one client sort in the order of its calls. The time in it is the client's start, not
-    the call's.
+    A call's id is the client's plus its sequence number: identity and public id are one number, nothing needs to be
+    made up or sent for a call, and ids of one client sort in the order of its calls. The time in it is the client's
+    start, not the call's.
     """
     random = int.from_bytes(os.urandom(5), "big")
     return _to_ulid(int(time.time() * 1000) << 80 | random << _SEQ_BITS)

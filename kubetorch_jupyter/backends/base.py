@@ -15,7 +15,7 @@ from ..transport.endpoint import Endpoint
 
 __all__ = ["Backend", "Event", "Progress", "ServiceInfo", "ServiceSpec"]
 
-#: Called with a phase (``"scheduling"``, ``"starting"``, ``"image"``, ``"loading"``, ``"ready"``) and a line for people.
+#: Called with a phase (``"scheduling"``, ``"starting"``, ``"image"``, ``"loading"``, ``"ready"``) and a line to show.
 Progress = Callable[[str, str], None]
 
 
