@@ -480,14 +480,16 @@ class _Writer:
         for output in written:
             output.context.run(_flush)
             break  # there is one sys.stdout; flushing writes out what all contexts have put in
-        for output, n in written.items():
+        for output in written:
             if output.settle() and not output.muted:
                 self._holders.add(output)
             else:
                 self._holders.discard(output)
-            output.written += n
         for _, then in marks:
             then()
+        # Only now: a call whose output is all written ends without us, and must not overtake an item that waits here.
+        for output, n in written.items():
+            output.written += n
         self._done += size
         if self._paused and self._put - self._done < _RESUME:
             self._paused = False

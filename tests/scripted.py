@@ -1,7 +1,7 @@
 """A pod whose every answer a test decides: it speaks the protocol of docs/protocol.md and runs no code.
 
-What it does with a call is a coroutine of the test; records, resuming and acknowledgements work as in the real front, so that a
-session can be cut wherever a test likes. The real front is tested by its own tests, and both together in test_calls_real.py.
+What it does with a call is a coroutine of the test; records, resuming and acknowledgements work as in the real front,
+so that a session can be cut wherever a test likes. The tests of the real front and of both together are others.
 """
 
 from __future__ import annotations
