@@ -18,6 +18,7 @@ import queue
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -55,7 +56,8 @@ class _Cell:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.running: set[Output] = set()
+        #: Weakly: one that was made and never used (a deploy that found nothing to do) counts for nothing.
+        self.running: weakref.WeakSet[Output] = weakref.WeakSet()
         self._numbers = itertools.count(1)
         #: Whose incomplete line stands at the end of each stream; only the writer's thread looks at it while calls run.
         self.partial: dict[str, Output] = {}
@@ -120,6 +122,7 @@ class Output:
     """
 
     __slots__ = (
+        "__weakref__",
         "_cell",
         "_fed",
         "_held",
@@ -156,6 +159,8 @@ class Output:
         with _cells_lock:
             cell = _cells.get(key)
             if cell is None:
+                for empty in [c for c in _cells.values() if not c.running]:
+                    del _cells[empty.key]  # of outputs that were made and never used
                 cell = _cells[key] = _Cell(key)
             self._cell = cell
             self._number = cell.enter(self)
@@ -433,6 +438,8 @@ class _Writer:
             if entry is None:
                 return
             self._batch(entry)
+            if self._closed:
+                return
 
     def _release(self) -> float:
         """Show the beginnings of lines whose ends don't come; gives how long to sleep."""
