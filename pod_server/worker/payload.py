@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..serialization import nbytes
-from ..wire import F_BULK, INLINE_LIMIT, Frame, FrameType, encode
+from ..wire import F_BULK, F_ERROR, INLINE_LIMIT, Frame, FrameType, encode
 
 __all__ = ["Bulk", "arguments"]
 
@@ -85,8 +85,9 @@ class Bulk:
             return encode(type, channel, meta, buffers, flags)
         if nbytes(buffers) + 4 * len(buffers) <= INLINE_LIMIT:
             return encode(type, channel, meta, buffers, flags)
-        if len(buffers) > 1 and "ser" not in meta and len(buffers[0]) % _ALIGN:
-            # What follows a pickle's end is not looked at, so it can be as long as the arrays behind it like.
+        if len(buffers) > 1 and "ser" not in meta and not flags & F_ERROR and len(buffers[0]) % _ALIGN:
+            # What follows a pickle's end is not looked at, so it can be as long as the arrays behind it like. An
+            # exception begins with JSON, which nothing may follow.
             buffers = [bytes(buffers[0]) + bytes(-len(buffers[0]) % _ALIGN), *buffers[1:]]
         name = f"{self._prefix}{next(self._number)}"
         self._write(os.path.join(self.directory, name), buffers)
