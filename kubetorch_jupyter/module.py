@@ -245,7 +245,8 @@ class Module:
 
         async def up(bundle: shipping.Bundle) -> None:
             code = take_code(bundle, compute, here)
-            if name != source.name.lower() and name != source.name:
+            # That ``_`` becomes ``-`` is seen in the next line.
+            if name != source.name.lower().replace("_", "-"):
                 announce(f'kubetorch: the service of "{source.name}" is called "{name}"')
             for line in self._hidden(bundle):
                 announce(f"kubetorch: {line}")

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import socket
 import sys
 import time
 import traceback
@@ -29,7 +28,6 @@ from .backends import get_backend
 from .backends.base import Backend, Event, ServiceSpec
 from .compat import setup_hooks
 from .compute import Compute
-from .config import config
 from .errors import (
     ConfigError,
     NotDeployedError,
@@ -38,6 +36,7 @@ from .errors import (
     StartupError,
     WorkerDiedError,
 )
+from .identity import describe_client
 from .interface import Interface
 from .streams import Output, open_output
 from .transport.endpoint import Endpoint
@@ -118,16 +117,6 @@ class Code:
         worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
         version = hashlib.blake2b(f"{self.bundle.version}\n{worker}".encode(), digest_size=16).hexdigest()
         return version, worker
-
-
-def describe_owner() -> dict[str, Any]:
-    """Who this client is, for people and for other clients."""
-    return {
-        "user": config.username,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "notebook": os.environ.get("JPY_SESSION_NAME") or (os.path.basename(sys.argv[0]) if sys.argv else ""),
-    }
 
 
 def _process_start(pid: int) -> int | None:
@@ -386,7 +375,7 @@ def _local_notes(compute: Compute) -> list[str]:
 
 async def _bring_up(service: Service, code: Code, announce: Announcer, output: Output | None) -> None:
     started = time.monotonic()
-    spec = ServiceSpec(service.name, code.compute, describe_owner())
+    spec = ServiceSpec(service.name, code.compute, describe_client())
 
     def progress(phase: str, text: str) -> None:
         if text:
@@ -423,7 +412,7 @@ async def _load(
     if live is not None and live["version"] == version:
         return "is unchanged: the same instance goes on"
     by = live.get("by") if live else None
-    me = describe_owner()
+    me = describe_client()
     if by and (by.get("host"), by.get("pid")) != (me["host"], me["pid"]):
         whose = by.get("notebook") or f"process {by.get('pid')}"
         announce(f'kubetorch: "{service.name}" replaces the code that {by.get("user")} deployed from {whose}')

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
-import socket
 import sys
 from typing import Any, Protocol
 
@@ -26,6 +24,7 @@ from ..errors import (
     VersionMismatchError,
     from_wire,
 )
+from ..identity import describe_client
 from .endpoint import Endpoint
 from .portal import Portal
 from .websocket import WebSocket
@@ -41,6 +40,8 @@ _CONNECT_TIMEOUT = 5.0
 _OPEN_TIMEOUT = 10.0
 #: The pause before a second try, and the longest, in seconds.
 _BACKOFF = 0.05, 2.0
+#: How long a frame that nobody waits for may be kept to travel with others, in seconds.
+_LAZY = 0.02
 #: A connection that has lasted this long, in seconds, is no part of the trouble before it.
 _HEALTHY = 5.0
 #: Silence after which we ask whether the pod is there, with calls open and without, in seconds.
@@ -101,6 +102,8 @@ class Link:
         self._ws: WebSocket | None = None
         self._decoder = wire.Decoder()
         self._out: list[bytes] = []
+        self._lazy: list[bytes] = []
+        self._lazy_timer: asyncio.TimerHandle | None = None
         self._flushing = False
         self._welcomed: asyncio.Future[None] | None = None
         self._reconnecting: asyncio.Task[None] | None = None
@@ -205,6 +208,7 @@ class Link:
             return
         self.ready = True
         self._since = self._loop.time()
+        self._lazy.clear()
         self._out.clear()  # said to a connection that broke; what matters of it is said again
         try:
             self._owner.on_welcome(meta)
@@ -271,6 +275,9 @@ class Link:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._lazy_timer is not None:
+            self._lazy_timer.cancel()
+            self._lazy_timer = None
         if self._reconnecting is not None and self._reconnecting is not asyncio.current_task(self._loop):
             self._reconnecting.cancel()
         ws = self._ws
@@ -299,12 +306,27 @@ class Link:
         self._out.append(frame)
         if not self._flushing:
             self._flushing = True
-            self._loop.call_soon(self.flush)
+            self._portal.at_end_of_turn(self.flush)
+
+    def send_lazily(self, frame: bytes) -> None:
+        """Send a frame that nobody waits for with the next ones, or by itself a little later."""
+        if not self.ready:
+            return
+        self._lazy.append(frame)
+        if self._lazy_timer is None:
+            self._lazy_timer = self._loop.call_later(_LAZY, self._send_lazy)
+
+    def _send_lazy(self) -> None:
+        self._lazy_timer = None
+        self.flush()
 
     def flush(self) -> None:
         """Send what has been gathered, as far as the socket takes it."""
         self._flushing = False
         out, ws = self._out, self._ws
+        if self._lazy:
+            out[:0] = self._lazy
+            self._lazy.clear()
         if not out or ws is None or not self.ready:
             return
         if len(out) == 1:
@@ -399,10 +421,7 @@ def _hello(client: str) -> dict[str, Any]:
     return {
         "protocol": wire.PROTOCOL,
         "client": client,
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "user": config.username,
-        "notebook": os.environ.get("JPY_SESSION_NAME") or (os.path.basename(sys.argv[0]) if sys.argv else ""),
+        **describe_client(),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "cloudpickle": cloudpickle.__version__,
     }
