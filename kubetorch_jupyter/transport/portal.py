@@ -47,6 +47,8 @@ class Portal:
         self._context = contextvars.Context()
         self._inbox: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._awake = False
+        self._draining = False
+        self._last: list[Callable[[], object]] = []
         self._closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Coroutine functions to await when the process ends: sessions say goodbye here.
@@ -94,6 +96,7 @@ class Portal:
 
     def _drain(self) -> None:
         self._awake = False
+        self._draining = True
         inbox = self._inbox
         while inbox:
             fn, args = inbox.popleft()
@@ -101,6 +104,18 @@ class Portal:
                 fn(*args)
             except Exception:
                 log.exception("error in a callback of the portal")
+        self._draining = False
+        if self._last:
+            last, self._last = self._last, []
+            for end in last:
+                end()
+
+    def at_end_of_turn(self, fn: Callable[[], object]) -> None:
+        """Run ``fn`` when what is being handed over, or else what is ready on the loop, has been run; on the portal."""
+        if self._draining:
+            self._last.append(fn)  # a turn of the loop less than by `call_soon`
+        else:
+            self.loop.call_soon(fn)
 
     def own(self, coro: Coroutine[Any, Any, T], context: contextvars.Context | None = None) -> asyncio.Task[T]:
         """Run a coroutine as a task that the portal holds and, at the end, cancels; on the portal only.

@@ -392,7 +392,7 @@ class Session:
     def acknowledge(self, channel: int) -> None:
         """The record of that call may go."""
         self._acks.append(channel)
-        self._link.send(wire.encode(FrameType.ACK, channel))
+        self._link.send_lazily(wire.encode(FrameType.ACK, channel))
 
     async def load(
         self, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer], output: Sink | None = None
