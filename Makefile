@@ -47,8 +47,8 @@ lab: $(VENV)/.installed  ## JupyterLab in notebooks/
 soak: setup  ## The tests that take long
 	@$(BIN)/python -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)
 
-bench:  ## Benchmarks
-	@echo "make bench: the benchmark suite is not part of this version (docs/roadmap.md)"
+bench: $(VENV)/.installed  ## How fast it is, beside a limit and a peer of the same run
+	@$(BIN)/python -m benchmarks
 
 cluster-test:  ## Tests on a Kubernetes cluster
 	@echo "make cluster-test: the Kubernetes backend is not part of this version (docs/roadmap.md)"
