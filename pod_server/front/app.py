@@ -28,6 +28,8 @@ Send = Callable[[Message], Awaitable[None]]
 _TOKEN = b"x-kubetorch-token"
 #: Bytes of the body of ``POST /call``; larger ones belong on a session.
 _BODY = 64 << 20
+#: Characters of the name of what is to be called.
+_NAME = 1000
 #: The status of ``POST /call`` for our own errors; the user's are 500.
 _STATUS = {
     "CallTimeoutError": 504,
@@ -122,7 +124,10 @@ class App:
         if method != "PUT" or not channel.isascii() or not channel.isdigit() or len(channel) > 15:
             await _answer(send, 405 if method != "PUT" else 404, close=True)
             return
-        status, text = await self._pod.bulk.put(client, int(channel), receive)
+        # A session comes before its uploads, but a CALL and its upload may overtake each other.
+        known = self._pod.calls.clients.get(client)
+        early = known is not None and int(channel) > known.high_water
+        status, text = await self._pod.bulk.put(client, int(channel), receive, early=early)
         await _answer(send, status, text.encode(), close=status >= 400)
 
     # -- POST /call ----------------------------------------------------------------------------------------------------
@@ -131,7 +136,11 @@ class App:
         if method != "POST":
             await _answer(send, 405, close=True)
             return
-        body = await _body(receive, _BODY)
+        try:
+            body = await _body(receive, _BODY)
+        except Violation as e:
+            _log.info("POST /call: %s", e)
+            return
         if body is None:
             text = f"the arguments have more than {_BODY >> 20} MiB; send them by a session (a handle in Python)"
             await _error(send, 413, "PayloadTooLargeError", text)
@@ -146,7 +155,8 @@ class App:
             await _error(send, 503, problem["type"], problem["message"])
             return
         known = self._names()
-        if known is not None and name not in known:
+        if len(name) > _NAME or (known is not None and name not in known):
+            name, known = name[:_NAME], known or {}
             text = f'service "{self._pod.params.name}" has no {name!r} to call; it has {", ".join(sorted(known))}'
             await _error(send, 404, "AttributeError", text)
             return
@@ -263,7 +273,10 @@ def _arguments(body: bytes) -> bytes:
     args, kwargs = value.get("args", []), value.get("kwargs", {})
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         raise ValueError(f"{expected}: args is a list and kwargs an object")
-    return json.dumps([args, kwargs], separators=(",", ":")).encode()
+    try:
+        return json.dumps([args, kwargs], separators=(",", ":")).encode()
+    except RecursionError:
+        raise ValueError(f"{expected}; it is nested too deeply") from None
 
 
 async def _body(receive: Receive, limit: int) -> bytes | None:

@@ -202,9 +202,19 @@ class BulkStore:
         if upload is not None:
             upload.turn += 1
 
-    async def put(self, client: str, channel: int, receive: Receive) -> tuple[int, str]:
-        """Take one upload; the HTTP status and a line for people."""
-        upload = await self._announcement(client, channel)
+    async def put(self, client: str, channel: int, receive: Receive, *, early: bool = False) -> tuple[int, str]:
+        """Take one upload; the HTTP status and a line for people.
+
+        Parameters
+        ----------
+        client, channel
+            Whose it is.
+        receive
+            Gives the request's body, as ASGI has it.
+        early
+            Its CALL may still come, so wait for it.
+        """
+        upload = await self._announcement(client, channel) if early else self._uploads.get((client, channel))
         if upload is None:
             return 409, "no call waits for this upload"
         upload.turn += 1

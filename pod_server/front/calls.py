@@ -14,20 +14,27 @@ from ..wire import F_BULK, F_ENTRY, F_ERROR, Frame, FrameType, WireError, encode
 from .bulk import MAX_BYTES, Upload, parse_lens
 from .faults import Violation, failure
 from .records import Client, Record, State, Subscription, on_channel
+from .worker import check_load
 
 if TYPE_CHECKING:
     from .pod import Pod
     from .session import Session
     from .worker import Worker
 
-__all__ = ["Calls", "number_of"]
+__all__ = ["WINDOW", "Calls", "count_of", "number_of"]
 
 _log = logging.getLogger(__name__)
 
 #: Bytes of calls that wait for a worker; more are refused.
 _HELD_LIMIT = 256 << 20
+#: Timeouts of more seconds are none; timers don't count that far.
+_FOR_EVER = 1e8
 #: Seconds after which a client that hasn't come back no longer keeps others from finishing with a record.
 _ABSENT = 120.0
+#: Items of a generator that may be asked for before they have come; a worker counts them one by one.
+WINDOW = 1 << 20
+#: Characters of a method's name.
+_NAME = 1000
 
 
 def number_of(meta: dict[str, Any], key: str, default: float | None = None) -> Any:
@@ -36,6 +43,16 @@ def number_of(meta: dict[str, Any], key: str, default: float | None = None) -> A
     if value is None:
         return None
     if type(value) not in (int, float) or not 0 <= value < 1e18:
+        raise Violation(f"{key} is not a number that makes sense")
+    return value
+
+
+def count_of(meta: dict[str, Any], key: str, most: int = 1 << 53) -> int:
+    """A count in a frame's meta, 0 when it isn't there; `Violation` for anything else."""
+    value = meta.get(key)
+    if value is None:
+        return 0
+    if type(value) is not int or not 0 <= value <= most:
         raise Violation(f"{key} is not a number that makes sense")
     return value
 
@@ -72,20 +89,22 @@ class Calls:
         meta = frame.meta
         load = frame.type is FrameType.LOAD
         name = meta.get("f") or ""
-        if not isinstance(name, str):
-            raise Violation("the name of a method is not a string")
+        if not isinstance(name, str) or len(name) > _NAME:
+            raise Violation("the name of a method is not a string, or too long")
         if load:
-            self._pod.supervisor.check(meta)
+            check_load(meta)
         lens = parse_lens(meta) if frame.flags & F_BULK else None
         if lens is not None and frame.buffers:
             raise Violation("a frame has buffers although its payload travels beside it")
-        gen = int(number_of(meta, "gen", 0))
+        gen = count_of(meta, "gen", WINDOW)
         timeout = number_of(meta, "timeout")
+        if timeout is not None and timeout > _FOR_EVER:
+            timeout = None
         client.high_water = seq
         record = self._pod.store.add(client, seq, name, "load" if load else "call")
         record.frame, record.meta = frame, meta
         record.spawn = meta.get("mode") == "spawn"
-        record.credit = gen
+        record.credit = record.window = gen
         record.want_log = meta.get("log") is not False
         session.subscribe(Subscription(session, record, seq, item_limit=gen, want_log=record.want_log))
         self.accept(record, timeout, lens)
@@ -176,6 +195,8 @@ class Calls:
         """The reader takes `n` more items."""
         sub = session.subs.get(channel)
         if sub is not None:
+            if sub.item_limit + n - sub.item > WINDOW:
+                raise Violation(f"more than {WINDOW} items are asked for at once")
             sub.item_limit += n
             self._credited(sub)
 
@@ -187,16 +208,14 @@ class Calls:
             if record.worker is not None and record.ended is None:
                 record.worker.send(encode(FrameType.CREDIT, record.number, {"n": more}))
         if record.items:
-            # What lies before everybody's window has arrived.
-            self._pod.store.drop_items(record, min(s.item_limit - s.window for s in record.subs))
+            self._pod.store.drop_items(record, min(s.arrived for s in record.subs))
         record.notify()
 
     def resume(self, session: Session, frame: Frame) -> None:
         """A reader that comes back, or comes to somebody else's call; starts nothing."""
         meta = frame.meta
         client, channel = session.client, frame.channel
-        offset, item = int(number_of(meta, "log", 0)), int(number_of(meta, "item", 0))
-        credit = int(number_of(meta, "credit", 0))
+        offset, item, credit = count_of(meta, "log"), count_of(meta, "item"), count_of(meta, "credit", WINDOW)
         store = self._pod.store
         if meta.get("id") is None:
             key = client.id, channel
@@ -213,6 +232,8 @@ class Calls:
             session.send(on_channel(failure(self._missing(key)), channel))
             return
         session.unsubscribe(channel)
+        # Nobody has had more than there was: what it says beyond that would pass for read, and asked for.
+        item = min(item, record.items_base + len(record.items or ()))
         sub = Subscription(
             session,
             record,
@@ -222,6 +243,8 @@ class Calls:
             item_limit=item + credit,
             want_log=record.want_log or meta.get("id") is not None,
             log_only=meta.get("log_only") is True,
+            # It comes back with less credit than it had at first, because items have come that it hasn't used yet.
+            window=max(record.window, credit) if record.client is client else None,
         )
         session.subscribe(sub)
         self._credited(sub)
@@ -245,7 +268,9 @@ class Calls:
         own = record.client is session.client and record.seq == channel
         # Who has read the log only has not read the result.
         log_only = sub is not None and sub.log_only
-        absent = not log_only and record.client.session is None and time.time() - (record.client.gone_since or 0.0) > _ABSENT
+        absent = (
+            not log_only and record.client.session is None and time.time() - (record.client.gone_since or 0.0) > _ABSENT
+        )
         if own or absent:
             record.acked = True
         self.left(record)

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 
 #: Seconds between two looks at an owner where the system can't tell us by itself.
 _LOOK = 0.5
+#: A time to live of more seconds is none; timers don't count that far.
+_FOR_EVER = 1e8
 
 
 class Life:
@@ -120,7 +122,7 @@ class Life:
 
     def set_ttl(self, ttl: float | None) -> None:
         """Another time to live, in seconds; None: for ever."""
-        self.ttl = ttl
+        self.ttl = None if ttl is not None and ttl > _FOR_EVER else ttl
         self._arm()
 
     @property

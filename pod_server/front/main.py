@@ -111,7 +111,7 @@ def write_json(path: str, value: dict[str, Any]) -> None:
 
 def _log_to(path: str) -> None:
     """Send our log and uvicorn's warnings to a file, and nothing anywhere else."""
-    handler = logging.FileHandler(path, delay=True)
+    handler = logging.FileHandler(path, delay=True, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for old in root.handlers[:]:

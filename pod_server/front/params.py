@@ -48,7 +48,8 @@ class FrontParams:
     log_budget, log_budget_call
         Bytes of logs that are kept for the whole service and for one call.
     ready_fd
-        A descriptor that is closed when the front accepts sessions (``front.json`` is there then), for who waits at its other end.
+        A descriptor that is closed when the front accepts sessions (``front.json`` is there then), for who waits at
+        its other end.
     debug
         Record the start of every call among the events, for tests that compare orders.
     http, loop

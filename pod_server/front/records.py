@@ -118,6 +118,7 @@ class Record:
         "subs",
         "timer",
         "want_log",
+        "window",
         "worker",
     )
 
@@ -147,8 +148,9 @@ class Record:
         self.items: deque[Item] | None = None
         #: The index of the first item that is still there.
         self.items_base = 0
-        #: How many items the worker may send in all.
+        #: How many items the worker may send in all, and how many of them unasked.
         self.credit = 0
+        self.window = 0
         #: The RESULT frame, or the path of the file that holds it.
         self.result: bytes | str | None = None
         self.result_file: str | None = None
@@ -196,6 +198,8 @@ class Subscription:
         The index of the first item that may not be sent yet.
     want_log, log_only
         Without the log; or nothing but it.
+    window
+        How many items it takes unasked; None: as many as it may be sent now.
     """
 
     __slots__ = (
@@ -208,6 +212,7 @@ class Subscription:
         "queued",
         "record",
         "session",
+        "start",
         "want_log",
         "window",
     )
@@ -223,6 +228,7 @@ class Subscription:
         item_limit: int = 0,
         want_log: bool = True,
         log_only: bool = False,
+        window: int | None = None,
     ) -> None:
         self.session = session
         self.record = record
@@ -232,13 +238,19 @@ class Subscription:
         self.item_limit = item_limit
         #: How many items the reader took unasked: what lies further back than that has been asked for, so it has
         #: arrived.
-        self.window = item_limit - item
+        self.window = item_limit - item if window is None else window
+        self.start = item
         self.want_log = want_log
         self.log_only = log_only
         #: Among those that the session is going to serve.
         self.queued = False
         #: The result has been sent.
         self.done = False
+
+    @property
+    def arrived(self) -> int:
+        """The items before this index have come to the reader."""
+        return max(self.start, self.item_limit - self.window)
 
     def pull(self, out: list[bytes]) -> int:
         """Append the frames that are next, about `CHUNK` bytes; how many bytes they are, 0 when there is nothing

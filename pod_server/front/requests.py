@@ -172,7 +172,7 @@ class Requests:
 
     def _adopt(self, meta: dict[str, Any], answer: Answer) -> None:
         pid, start = meta.get("pid"), meta.get("start")
-        valid = type(pid) is int and pid > 0 and (start is None or type(start) is int)
+        valid = type(pid) is int and 0 < pid < 1 << 31 and (start is None or type(start) is int)
         if not valid or not self._pod.life.adopt(int(pid or 0), start):
             answer({"error": {"type": "CallError", "message": f"process {pid} does not run on the pod's machine"}})
         else:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from ..wire import MAX_FRAME, PROTOCOL, Decoder, Frame, FrameType, WireError, encode, parse_call_id
-from .calls import number_of
+from .calls import WINDOW, count_of
 from .faults import Violation
 from .records import Client, Subscription
 
@@ -204,6 +204,10 @@ class Session:
                 self.close(e.reason, e.error, 1002)
             except WireError as e:
                 self.close(str(e), None, 1002)
+            except Exception as e:
+                # A bug of ours. It costs this connection, and whoever holds it hears why.
+                _log.critical("a session's frame could not be handled", exc_info=True)
+                self.close(f"the pod could not handle a frame: {type(e).__name__}: {e}", None, 1011)
             await self._worker_reads()
 
     async def _worker_reads(self) -> None:
@@ -239,7 +243,7 @@ class Session:
                 reason = frame.meta.get("reason")
                 pod.calls.cancel(record, reason if reason in ("user", "timeout", "abandoned") else "user")
         elif kind is FrameType.CREDIT:
-            pod.calls.credit(self, frame.channel, int(number_of(frame.meta, "n", 0)))
+            pod.calls.credit(self, frame.channel, count_of(frame.meta, "n", WINDOW))
         elif kind is FrameType.RESUME:
             pod.calls.resume(self, frame)
         elif kind is FrameType.REQUEST:

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ..wire import F_BULK, F_ERROR, Frame, FrameType, encode
-from .faults import Violation, failure
+from .faults import failure
 from .fleet import Fleet
 from .records import Client, Record, State
 from .worker import Code, Worker, WorkerDied, death
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that a cancelled call may take to end before its retired worker, or a class that is replaced, doesn't wait
 #: for it any more.
-_CLEANUP = 5.0
+_CLEANUP = 3.0
 #: Seconds to wait before a worker is started anew that died again and again while it loaded.
 _BACKOFF = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 #: The same when a call waits for it.
@@ -97,14 +97,6 @@ class Supervisor:
             return {"type": "StartupError", "message": f'the code of service "{name}" could not be loaded: {reason}'}
         return {"type": "NotDeployedError", "message": f'service "{name}" has no code yet; deploy it with .to(...)'}
 
-    def check(self, meta: dict[str, Any]) -> None:
-        """Refuse a LOAD's meta that makes no sense (`Violation`)."""
-        for key in ("version", "worker", "kind"):
-            if not isinstance(meta.get(key), str):
-                raise Violation(f"a LOAD has no {key}")
-        if meta["kind"] not in ("fn", "cls"):
-            raise Violation("the kind of a LOAD is neither fn nor cls")
-
     @property
     def ready(self) -> bool:
         """Whether the code is loaded and its worker lives."""
@@ -113,6 +105,8 @@ class Supervisor:
     def load(self, record: Record) -> None:
         """A complete LOAD; it is done after those that came before."""
         self._loads.append(record)
+        # What a client sends after its LOAD is meant for the new code.
+        self.holding = self.holding or self._excludes(record)
         if self._reviving is not None:
             # Nobody wants to wait until old code has been loaded again only to be replaced.
             self.fleet.kill(self._reviving, {"message": "was replaced by a redeploy", "cause": "restart"})
@@ -202,7 +196,7 @@ class Supervisor:
         assert frame is not None
         code = Code(record.meta, [bytes(b) for b in frame.buffers], record.input)
         record.input = None  # the code's from now on
-        if self._unchanged(code, record):
+        if self._unchanged(record):
             assert self.current is not None
             self._adopt_limits(code, self.current)
             self._drop(code)
@@ -227,9 +221,7 @@ class Supervisor:
     async def _put_in_place(self, code: Code, record: Record) -> Frame:
         """Load code where the rules say so, and have it get the calls if that worked; the worker's RESULT."""
         old = self.current
-        # Two instances of a class may not fit the machine: the old one goes first. Functions are loaded beside each
-        # other.
-        exclusive = code.kind != "fn" or (self.code is not None and self.code.kind != "fn")
+        exclusive = self._excludes(record)
         if exclusive and old is not None:
             await self._drain(old)
             self.state = "loading"
@@ -308,11 +300,20 @@ class Supervisor:
         else:
             self.state, self.error = "failed", error
 
-    def _unchanged(self, code: Code, record: Record) -> bool:
-        known = self.code
-        if known is None or not self.ready or record.meta.get("force"):
+    def _excludes(self, record: Record) -> bool:
+        """Whether a LOAD's code can't be there together with the old one.
+
+        Two instances of a class may not fit the machine: the old one goes first. Functions are loaded beside each
+        other.
+        """
+        cls = record.meta["kind"] != "fn" or (self.code is not None and self.code.kind != "fn")
+        return cls and not self._unchanged(record)
+
+    def _unchanged(self, record: Record) -> bool:
+        known, meta = self.code, record.meta
+        if known is None or not self.ready or meta.get("force"):
             return False
-        return (known.version, known.worker, known.kind) == (code.version, code.worker, code.kind)
+        return (known.version, known.worker, known.kind) == (meta["version"], meta["worker"], meta["kind"])
 
     # -- new workers for dead ones -------------------------------------------------------------------------------------
 
@@ -451,8 +452,8 @@ class Supervisor:
             self._pod.life.set_ttl(float(ttl) if type(ttl) in (int, float) and ttl > 0 else None)
 
     def _release(self) -> None:
-        """Let the calls go that were held."""
-        self.holding = False
+        """Let the calls go that were held, unless the next LOAD holds them again."""
+        self.holding = any(map(self._excludes, self._loads))
         for record in self._take_held():
             if record.ended is None:
                 self._pod.calls.submit(record)

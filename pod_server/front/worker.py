@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
+from .faults import Violation
 from .link import Link
 from .records import Record
 
-__all__ = ["Code", "Worker", "WorkerDied", "death"]
+__all__ = ["Code", "Worker", "WorkerDied", "check_load", "death"]
 
 
 class WorkerDied(Exception):
@@ -49,6 +52,66 @@ class Code:
         out = {key: self.meta.get(key) for key in ("version", "worker", "kind", "name", "by", "interface")}
         out["since"] = self.since
         return out
+
+
+#: Characters that the names in a LOAD may have, and all of what says who deploys: every WELCOME repeats them.
+_NAME = 1000
+_BY = 4096
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str) and "\0" not in value
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def _seconds(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
+
+
+#: What the fields of a LOAD must be where they are given. They decide how processes are started, so what makes no sense
+#: is refused before anything happens.
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "name": lambda v: isinstance(v, str) and len(v) <= _NAME,
+    "by": lambda v: isinstance(v, dict) and len(json.dumps(v)) <= _BY,
+    "interface": lambda v: isinstance(v, dict),
+    "env": lambda v: isinstance(v, dict) and all(_text(k) and k and "=" not in k and _text(x) for k, x in v.items()),
+    "cwd": _text,
+    "sys_path": lambda v: isinstance(v, list) and all(map(_text, v)),
+    "threads": _count,
+    "concurrency": _count,
+    "memory_limit": _count,
+    "ttl": _seconds,
+}
+
+
+def check_load(meta: dict[str, Any]) -> None:
+    """Refuse a LOAD's meta that makes no sense.
+
+    Raises
+    ------
+    Violation
+        It names the field.
+
+    Examples
+    --------
+    >>> check_load({"version": "1", "worker": "2", "kind": "fn", "ttl": 60})
+    >>> check_load({"version": "1", "worker": "2", "kind": "fn", "ttl": "soon"})
+    Traceback (most recent call last):
+    ...
+    pod_server.front.faults.Violation: the ttl of a LOAD makes no sense
+    """
+    for key in ("version", "worker", "kind"):
+        value = meta.get(key)
+        if not isinstance(value, str) or len(value) > _NAME:
+            raise Violation(f"a LOAD has no {key}")
+    if meta["kind"] not in ("fn", "cls"):
+        raise Violation("the kind of a LOAD is neither fn nor cls")
+    for key, valid in _FIELDS.items():
+        if meta.get(key) is not None and not valid(meta[key]):
+            raise Violation(f"the {key} of a LOAD makes no sense")
 
 
 class Worker:

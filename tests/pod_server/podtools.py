@@ -1,4 +1,4 @@
-"""A real front process for the tests, with a zygote and workers that the test plays, and a client that speaks frames."""
+"""A real front process, with a zygote and workers that the test plays, and a client that speaks frames."""
 
 from __future__ import annotations
 
@@ -106,6 +106,9 @@ class Front:
             until(lambda: os.path.exists(path) or self.ended(), 15)
             with open(path) as f:
                 self.info = json.load(f)
+        self.bulk = ""
+        with contextlib.suppress(OSError):
+            self.bulk = os.path.realpath(os.path.join(self.dir, "bulk"), strict=True)
 
     @property
     def port(self) -> int:
@@ -147,7 +150,7 @@ class Front:
         shutil.rmtree(os.path.dirname(self.dir))
 
     def close(self) -> None:
-        bulk = os.path.realpath(os.path.join(self.dir, "bulk"))
+        bulk = self.bulk
         try:
             self.signal(signal.SIGTERM)
             if not self.ended(5):
@@ -197,7 +200,9 @@ class Peer:
         self.send(FrameType.HELLO, 0, hello)
         self.task = asyncio.create_task(self._read())
 
-    def send(self, type: FrameType, channel: int = 0, meta: dict[str, Any] | None = None, buffers: Any = (), flags: int = 0) -> None:
+    def send(
+        self, type: FrameType, channel: int = 0, meta: dict[str, Any] | None = None, buffers: Any = (), flags: int = 0
+    ) -> None:
         self.writer.write(encode(type, channel, meta, buffers, flags))
 
     async def _read(self) -> None:
@@ -460,7 +465,9 @@ class Client:
                 await asyncio.wait_for(self.changed.wait(), left)
         return value
 
-    async def send(self, type: FrameType, channel: int = 0, meta: dict[str, Any] | None = None, buffers: Any = (), flags: int = 0) -> None:
+    async def send(
+        self, type: FrameType, channel: int = 0, meta: dict[str, Any] | None = None, buffers: Any = (), flags: int = 0
+    ) -> None:
         await self.ws.send(encode(type, channel, meta, buffers, flags))
 
     async def call(self, f: str, *buffers: bytes, flags: int = 0, **meta: Any) -> int:
@@ -470,7 +477,15 @@ class Client:
 
     async def load(self, version: str, worker: str = "w1", kind: str = "fn", **meta: Any) -> int:
         self.seq += 1
-        full = {"version": version, "worker": worker, "kind": kind, "name": "thing", "env": {"A": "b"}, "cwd": "/", **meta}
+        full = {
+            "version": version,
+            "worker": worker,
+            "kind": kind,
+            "name": "thing",
+            "env": {"A": "b"},
+            "cwd": "/",
+            **meta,
+        }
         await self.send(FrameType.LOAD, self.seq, full, [b"bundle " + version.encode()])
         return self.seq
 

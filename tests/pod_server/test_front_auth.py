@@ -37,15 +37,19 @@ def ask(front: Front, raw: bytes, timeout: float = 5.0) -> bytes:
         return answer
 
 
-def status(front: Front, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None) -> int:
+def status(
+    front: Front, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None
+) -> int:
     request = urllib.request.Request(front.url + path, method=method, headers=headers or {}, data=body)
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             assert answer.headers["X-Kubetorch-Pod"] == front.info["incarnation"]
             return int(answer.status)
     except urllib.error.HTTPError as e:
-        assert e.headers["X-Kubetorch-Pod"] == front.info["incarnation"]
-        return e.code
+        refusal = e
+        refusal.close()
+    assert refusal.headers["X-Kubetorch-Pod"] == front.info["incarnation"]
+    return refusal.code
 
 
 def test_health_and_ready_are_open_and_say_nothing(front: Front) -> None:
@@ -100,7 +104,9 @@ def test_two_tokens_are_none(front: Front) -> None:
 def test_head_of_a_mebibyte(front: Front) -> None:
     before = front.memory()
     for upgrade in (b"", b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"):
-        raw = b"GET /session HTTP/1.1\r\nHost: x\r\n" + upgrade + b"X-Kubetorch-Token: " + b"t" * (1 << 20) + b"\r\n\r\n"
+        raw = (
+            b"GET /session HTTP/1.1\r\nHost: x\r\n" + upgrade + b"X-Kubetorch-Token: " + b"t" * (1 << 20) + b"\r\n\r\n"
+        )
         answer = ask(front, raw)
         assert not answer or answer.split()[1] in (b"400", b"403", b"431"), answer[:200]
     assert status(front, "/health") == 200
