@@ -114,7 +114,11 @@ class LocalBackend:
             if state == "running":
                 changed = _changes(record.service["pod"], wanted)
                 if not changed:
-                    return self._endpoint(record)
+                    try:
+                        return self._endpoint(record)
+                    except FileNotFoundError:  # its token has gone: it is being removed
+                        await until_ended(record, _GRACE)
+                        continue
                 if wanted["gpus"]:
                     self._check_room(spec.name, wanted["gpus"], available)
                 progress("starting", f'service "{spec.name}" gets a new pod: {changed}')
@@ -255,6 +259,10 @@ class LocalBackend:
         state = record.state
         if state not in ("running", "starting"):
             return None
+        try:
+            endpoint = self._endpoint(record) if state == "running" else None
+        except FileNotFoundError:
+            return None  # it is being removed: its token has gone already
         said = record.service
         return ServiceInfo(
             name=record.name,
@@ -263,7 +271,7 @@ class LocalBackend:
             created=said["created"],
             owner=said["owner"],
             resources={**said["resources"], **({"devices": said["devices"]} if said["devices"] else {})},
-            endpoint=self._endpoint(record) if state == "running" else None,
+            endpoint=endpoint,
             detached=said["detached"],
             ttl=said["ttl"],
         )
