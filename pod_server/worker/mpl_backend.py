@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import builtins
 import io
+from collections import OrderedDict
+from collections.abc import Iterator
 from typing import Any
 
 from matplotlib._pylab_helpers import Gcf  # type: ignore[import-not-found, unused-ignore]
@@ -27,12 +29,48 @@ def png(figure: Any) -> bytes:
     return out.getvalue()
 
 
-class FigureManager(FigureManagerBase):  # type: ignore[misc, unused-ignore]
-    """Remembers which call made a figure: pyplot's list of figures is everybody's."""
+class _Figures:
+    """pyplot's figures by their number, each call's its own: pyplot draws on the one that was made last."""
 
-    def __init__(self, canvas: Any, num: int) -> None:
-        super().__init__(canvas, num)
-        self.log = current_log.get()
+    def __init__(self) -> None:
+        self._of_no_call: OrderedDict[int, Any] = OrderedDict()
+
+    def _mine(self) -> OrderedDict[int, Any]:
+        log = current_log.get()
+        if log is None:
+            return self._of_no_call
+        if log.figures is None:
+            log.figures = OrderedDict()
+        return log.figures
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._mine(), name)
+
+    def __getitem__(self, num: int) -> Any:
+        return self._mine()[num]
+
+    def __setitem__(self, num: int, manager: Any) -> None:
+        self._mine()[num] = manager
+
+    def __delitem__(self, num: int) -> None:
+        del self._mine()[num]
+
+    def __contains__(self, num: object) -> bool:
+        return num in self._mine()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._mine())
+
+    def __len__(self) -> int:
+        return len(self._mine())
+
+
+_pyplot: Any = Gcf
+_pyplot.figs = _Figures()
+
+
+class FigureManager(FigureManagerBase):  # type: ignore[misc, unused-ignore]
+    """A figure of pyplot's."""
 
     def show(self) -> None:
         """Display this figure."""
@@ -52,8 +90,6 @@ class FigureCanvas(FigureCanvasAgg):  # type: ignore[misc, unused-ignore]
 
 def show(*_: Any, **__: Any) -> None:
     """Display the figures of this call, and close them, as in a notebook."""
-    log = current_log.get()
     for manager in Gcf.get_all_fig_managers():
-        if getattr(manager, "log", None) is log:
-            manager.show()
-            Gcf.destroy(manager)
+        manager.show()
+        Gcf.destroy(manager)

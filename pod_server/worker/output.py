@@ -66,7 +66,7 @@ class Log:
         The call's number; 0 is the service's own log.
     """
 
-    __slots__ = ("_busy", "_hub", "_last", "_parts", "_queued", "channel", "lock", "readers")
+    __slots__ = ("_busy", "_hub", "_last", "_parts", "_queued", "channel", "figures", "lock", "readers")
 
     def __init__(self, hub: LogHub, channel: int) -> None:
         self._hub = hub
@@ -78,6 +78,8 @@ class Log:
         self._last = 0.0
         #: Pipes of child processes that are still open.
         self.readers: Readers | None = None
+        #: matplotlib's figures of this call by their number, see `mpl_backend`.
+        self.figures: collections.OrderedDict[int, Any] | None = None
 
     def write(self, kind: LogKind, data: bytes) -> None:
         """Put output in line; from any thread."""

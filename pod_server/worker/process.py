@@ -75,7 +75,9 @@ def _enter(params: WorkerParams) -> str | None:
             os.environ.clear()
         os.environ.update(params.env)
         time.tzset()
-    os.environ.setdefault("MPLBACKEND", "module://pod_server.worker.mpl_backend")
+    # A notebook's environment names a backend that needs its kernel.
+    if os.environ.get("MPLBACKEND") in (None, "", "inline", "module://matplotlib_inline.backend_inline"):
+        os.environ["MPLBACKEND"] = "module://pod_server.worker.mpl_backend"
     if params.cwd is not None:
         try:
             os.chdir(params.cwd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,6 +166,28 @@ def test_each_call_shows_its_own_figures(front: FakeFront) -> None:
         record = front.start(n)
         assert record.wait(30) == 0
         assert len(record.displays()) == n
+
+
+def test_figures_of_calls_that_run_at_once(front: FakeFront) -> None:
+    """pyplot's "current figure" is the call's own, although its functions are the process's."""
+
+    def show(who: str) -> list[str]:
+        import matplotlib.pyplot as plt
+
+        barrier = sys.__dict__.setdefault("both", threading.Barrier(2))
+        plt.figure(figsize=(1, 1))
+        barrier.wait(20)
+        plt.title(who)
+        barrier.wait(20)
+        titles = [plt.figure(n).axes[0].get_title() for n in plt.get_fignums()]
+        plt.show()
+        return titles
+
+    front.deploy(show, concurrency=2)
+    first, second = front.start("first"), front.start("second")
+    for record, who in ((first, "first"), (second, "second")):
+        assert record.wait(30) == [who]
+        assert len(record.displays()) == 1
 
 
 def test_display_in_a_forked_child_is_text(front: FakeFront) -> None:
