@@ -1,0 +1,321 @@
+"""Stop: control back within half a second, the remote side cancelled where it can be, the next call works."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import KERNELS, NEWEST, _factory
+from tests.kernel.harness import Cell, Kernel, leftover_files, leftover_processes
+from tests.promises import promise
+
+#: The functions say when they have begun, and leave the name of what ended them in the file that they are given.
+FUNCTIONS = '''
+import asyncio, ctypes, re, time
+from pathlib import Path
+import kubetorch_jupyter as kt
+
+
+def _leave(mark, error):
+    Path(mark).write_text(type(error).__name__)
+
+
+def sleeping(mark):
+    print("go", mark)
+    try:
+        time.sleep(60)
+    except BaseException as e:
+        _leave(mark, e)
+        raise
+
+
+async def awaiting(mark):
+    print("go", mark)
+    try:
+        await asyncio.sleep(60)
+    except BaseException as e:
+        _leave(mark, e)
+        raise
+
+
+def in_c(mark):
+    print("go", mark)
+    try:
+        ctypes.CDLL(None).usleep(1_000_000)
+        sum(range(1000))
+    except BaseException as e:
+        _leave(mark, e)
+        raise
+
+
+def in_c_with_the_lock(mark):
+    """The worker can't even read the cancel meanwhile."""
+    print("go", mark)
+    time.sleep(0.1)
+    try:
+        ctypes.PyDLL(None).usleep(1_500_000)
+        time.sleep(60)
+    except BaseException as e:
+        _leave(mark, e)
+        raise
+
+
+def sleeping_items(mark):
+    yield 1
+    try:
+        print("go", mark)
+        time.sleep(60)
+        yield 2
+    except BaseException as e:
+        _leave(mark, e)
+        raise
+
+
+async def awaiting_items(mark):
+    yield 1
+    try:
+        print("go", mark)
+        await asyncio.sleep(60)
+        yield 2
+    except BaseException as e:
+        _leave(mark, e)
+        raise
+
+
+def long_in_c(mark):
+    print("go", mark)
+    try:
+        ctypes.CDLL(None).usleep(2_500_000)
+        sum(range(1000))
+    except BaseException as e:
+        _leave(mark, e)
+        raise
+
+
+def in_c_items(mark):
+    yield 1
+    try:
+        print("go", mark)
+        ctypes.CDLL(None).usleep(1_000_000)
+        sum(range(1000))
+        yield 2
+    except BaseException as e:
+        _leave(mark, e)
+        raise
+
+
+def echo(x):
+    return x
+
+
+class Slow:
+    def __init__(self, seconds=60):
+        print("go")
+        time.sleep(seconds)
+
+    def hello(self):
+        return "hello"
+
+
+def deploy(*functions):
+    return asyncio.gather(*[kt.fn(f).to_async(kt.Compute()) for f in functions])
+'''
+DEPLOY = """
+names = "sleeping awaiting in_c long_in_c in_c_with_the_lock sleeping_items awaiting_items in_c_items echo".split()
+here = dict(globals())
+for name, handle in zip(names, await deploy(*[here[name] for name in names])):
+    globals()["remote_" + name] = handle
+"""
+
+
+@contextmanager
+def deployed(version: str, folder: Path) -> Iterator[Kernel]:
+    """A kernel with all the functions deployed."""
+    with contextmanager(_factory)(version, folder) as make:
+        kernel = make()
+        kernel.run("%load_ext kubetorch_jupyter")
+        kernel.run(FUNCTIONS)
+        kernel.run(DEPLOY)
+        yield kernel
+
+
+@pytest.fixture(scope="module", params=KERNELS)
+def stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A kernel of each version, for all tests of this module."""
+    with deployed(request.param, tmp_path_factory.mktemp("stop")) as kernel:
+        yield kernel
+
+
+@pytest.fixture(scope="module")
+def newest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """One of the newest version, for what is the same in all."""
+    with deployed(NEWEST, tmp_path_factory.mktemp("stop")) as kernel:
+        yield kernel
+
+
+def stop(kernel: Kernel, code: str, waits_for: str, what: str, count: int = 1) -> Cell:
+    """Begin a cell, press Stop when its calls have begun, and hold what is promised; gives the cell."""
+    cell = kernel.begin(code)
+    cell.wait_for(lambda: cell.stdout.count(waits_for) >= count, 30, f"print {waits_for!r} {count} times")
+    time.sleep(0.25)  # so that the kernel is idle, and not still awake from the output
+    pressed = time.monotonic()
+    kernel.interrupt()
+    cell.wait(20)
+    assert cell.replied is not None
+    assert cell.error is not None, f"a stopped cell went on\n{cell}"
+    assert cell.error["ename"] in ("KeyboardInterrupt", "CancelledError"), cell.error
+    promise(f"control back from {what}", cell.replied - pressed, 0.5)
+    return cell
+
+
+def wait_for_mark(path: Path, timeout: float) -> str:
+    deadline = time.monotonic() + timeout
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"the remote side was not cancelled within {timeout} s ({path.name})"
+        time.sleep(0.01)
+    return path.read_text()
+
+
+WAYS = {
+    "blocking call": "remote_{kind}({mark!r})",
+    "await": "await remote_{kind}({mark!r}, async_=True)",
+    "gather": "await asyncio.gather(*[remote_{kind}({mark!r} + str(i), async_=True) for i in range(3)])",
+    "map": "for x in remote_{kind}.map([{mark!r} + str(i) for i in range(3)]): print(x)",
+    "async map": "async for x in remote_{kind}.map([{mark!r} + str(i) for i in range(3)]): print(x)",
+    "generator": "for x in remote_{kind}_items({mark!r}): pass",
+    "async generator": "async for x in remote_{kind}_items({mark!r}, async_=True): pass",
+    "asyncio.run": "async def main():\n    await remote_{kind}({mark!r}, async_=True)\nasyncio.run(main())",
+}
+MANY = ("gather", "map", "async map")
+#: What the remote side sees, and how long after Stop at most, in seconds.
+KINDS = {"sleeping": ("Cancelled", 2), "awaiting": ("CancelledError", 2), "in_c": ("Cancelled", 4)}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stop(stopped: Kernel, way: str, tmp_path: Path) -> None:
+    """In each kernel; that the remote side can't be interrupted is the slowest case."""
+    check(stopped, way, "in_c", tmp_path)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "in_c"])
+@pytest.mark.parametrize("way", WAYS)
+def test_stop_of_what_can_be_interrupted(newest: Kernel, way: str, kind: str, tmp_path: Path) -> None:
+    check(newest, way, kind, tmp_path)
+
+
+def check(kernel: Kernel, way: str, kind: str, tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+    count = 3 if way in MANY else 1
+    cell = stop(kernel, WAYS[way].format(kind=kind, mark=mark), "go", f"{way}, {kind}", count)
+    assert "stopped waiting" not in cell.stdout
+    began = time.monotonic()
+    again = kernel.run("remote_echo(1) + await remote_echo(2, async_=True)")
+    assert again.result == "3"
+    assert time.monotonic() - began < 2
+    expected, within = KINDS[kind]
+    marks = [Path(f"{mark}{i}") for i in range(3)] if way in MANY else [Path(mark)]
+    assert [wait_for_mark(path, within) for path in marks] == [expected] * count
+    assert again.stdout == ""
+
+
+def states(kernel: Kernel, handle: str) -> list[str]:
+    text = kernel.run(f"[c['state'] for c in {handle}.service.calls() if not c.get('ended')]").result
+    assert text is not None
+    return list(eval(text))
+
+
+def test_a_call_that_cannot_be_interrupted_is_listed_as_cancelling(newest: Kernel, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    stop(newest, f"remote_long_in_c({str(mark)!r})", "go", "a call in C")
+    assert states(newest, "remote_long_in_c") == ["cancelling"]
+    # The same service answers meanwhile.
+    assert newest.run("other = remote_long_in_c.spawn('/dev/null')\nother.id\nother.status").result == "'running'"
+    newest.run("other.cancel()")
+    assert wait_for_mark(mark, 5) == "Cancelled"
+    deadline = time.monotonic() + 2
+    while states(newest, "remote_long_in_c"):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    "call", ["remote_in_c_with_the_lock({!r})", "await remote_in_c_with_the_lock({!r}, async_=True)"]
+)
+def test_a_call_that_holds_the_interpreter_lock(newest: Kernel, call: str, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    stop(newest, call.format(str(mark)), "go", "a call in C that holds the lock")
+    assert wait_for_mark(mark, 5) == "Cancelled"
+
+
+def test_twice_in_a_row(stopped: Kernel, tmp_path: Path) -> None:
+    """The second Stop finds no state of the first."""
+    for n in range(2):
+        mark = tmp_path / f"mark{n}"
+        stop(stopped, f"await remote_awaiting({str(mark)!r}, async_=True)", "go", f"await, time {n + 1}")
+        assert wait_for_mark(mark, 2) == "CancelledError"
+
+
+def test_waiting_for_a_spawned_call_does_not_cancel_it(newest: Kernel, tmp_path: Path) -> None:
+    for number, wait in enumerate(("call.result()", "await call")):
+        mark = tmp_path / f"mark{number}"
+        began = newest.run(f"call = remote_awaiting.spawn({str(mark)!r})").wait_text("go")
+        assert began.stdout.startswith("go")
+        stop(newest, f"print('wait', flush=True)\n{wait}", "wait", wait)
+        assert not mark.exists()
+        assert newest.run("call.status").result == "'running'"
+        assert newest.run("call.cancel()").result == "True"
+        assert wait_for_mark(mark, 2) == "CancelledError"
+
+
+def test_stop_at_any_moment(newest: Kernel, tmp_path: Path) -> None:
+    """While the call is made, sent, begun: the cell ends, and the next one works."""
+    random_ = random.Random(7)
+    calls = ["remote_sleeping({!r})", "await remote_awaiting({!r}, async_=True)", "list(remote_sleeping.map([{!r}]))"]
+    slowest = 0.0
+    for n in range(24):
+        cell = newest.begin(calls[n % len(calls)].format(str(tmp_path / f"mark{n}")))
+        cell.wait_for(lambda cell=cell: cell.started, 10, "begin")
+        time.sleep(random_.uniform(0, 0.02))
+        pressed = time.monotonic()
+        newest.interrupt()
+        cell.wait(20)
+        assert cell.replied is not None
+        assert cell.error is not None, cell
+        slowest = max(slowest, cell.replied - pressed)
+        assert newest.run("remote_echo(1)").result == "1"
+    promise("control back at any moment", slowest, 0.5)
+    for handle in ("remote_sleeping", "remote_awaiting"):
+        deadline = time.monotonic() + 2
+        while states(newest, handle):
+            assert time.monotonic() < deadline, "a call that was stopped runs on"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "kt.cls(Slow).to(kt.Compute())",
+        "await kt.cls(Slow).to_async(kt.Compute())",
+        "asyncio.run(kt.cls(Slow).to_async(kt.Compute()))",
+    ],
+)
+def test_stop_while_deploying(stopped: Kernel, code: str) -> None:
+    """Nothing is left of a first deploy, and what was deployed before goes on."""
+    before = sorted(p.pid for p in leftover_processes(stopped.runtime_dir))
+    stop(stopped, code, "go", code)
+    # At once, while the first one is still being removed.
+    stopped.run("slow = kt.cls(Slow).to(kt.Compute(), init_args={'seconds': 0})")
+    assert stopped.run("slow.hello()").result == "'hello'"
+    stopped.run("slow.service.teardown()")
+    stop(stopped, code, "go", code)
+    deadline = time.monotonic() + 3
+    while stopped.run("[s.name for s in kt.services() if 'slow' in s.name]").result != "[]":
+        assert time.monotonic() < deadline, "the deploy that was stopped is still listed"
+    while sorted(p.pid for p in leftover_processes(stopped.runtime_dir)) != before:
+        assert time.monotonic() < deadline, "processes of the deploy that was stopped still run"
+        time.sleep(0.05)
+    assert not [f for f in leftover_files(stopped.runtime_dir) if "slow" in f]
+    assert stopped.run("remote_echo(1)").result == "1"
