@@ -56,9 +56,15 @@ class _StreamRun(Run):
         self.index += 1
         self._taken += 1
         if self._taken >= _WINDOW // 2 and self.session is not None:
-            get_portal().call(self.session.credit, self, self._taken)
+            get_portal().call(self._grant, self.index)
             self._taken = 0
         return item
+
+    def _grant(self, taken: int) -> None:
+        """Let so many more come that the pod is a window ahead again; on the portal."""
+        more = taken + _WINDOW - self.granted
+        if more > 0 and self.session is not None:
+            self.session.credit(self, more)
 
     def ready(self) -> bool:
         """Whether there is something to take."""

@@ -39,8 +39,8 @@ __all__ = ["DRAIN", "Bell", "Outcome", "Payload", "Run", "decode_error", "encode
 
 log = logging.getLogger(__name__)
 
-#: How long a cancelled call's last output is waited for, in seconds. Control is to be back half a second after Stop, and
-#: a loop may notice that a tick late (`transport.portal`).
+#: How long a cancelled call's last output is waited for, in seconds. Control is to be back half a second after Stop,
+#: and a loop may notice that a tick late (`transport.portal`).
 DRAIN = 0.2
 Payload = list[serialization.Buffer]
 #: A RESULT's flags, meta and buffers, or why there is none.

@@ -81,6 +81,7 @@ class Exchange:
         "session",
         "sink",
         "type",
+        "window",
         "work",
     )
 
@@ -99,9 +100,10 @@ class Exchange:
         self.session: Session | None = None
         #: How many bytes of the log are here.
         self.log_offset = 0
-        #: How many items are here, and how many may come in all.
+        #: How many items are here, how many may come in all, and how many of them unasked.
         self.items = 0
-        self.granted = meta["gen"] if meta and "gen" in meta else 0
+        self.window = meta["gen"] if meta and "gen" in meta else 0
+        self.granted = self.window
         self.cancelled: str | None = None
         #: What is being downloaded (items by number, None for the result), and the result that waits for it.
         self.fetching: set[int | None] = set()
@@ -169,8 +171,11 @@ class Exchange:
         if self.granted:
             # An item whose download is under way hasn't arrived: the pod is to keep its file.
             item = min((i for i in self.fetching if i is not None), default=self.items)
+            # A whole window from there: the pod takes what lies a window behind the credit for arrived, and so do we
+            # when we give more of it.
+            self.granted = item + self.window
             meta["item"] = item
-            meta["credit"] = self.granted - item
+            meta["credit"] = self.window
         if self.type is FrameType.RESUME:
             meta = {**(self.meta or {}), **meta}
         return wire.encode(FrameType.RESUME, self.channel, meta)
