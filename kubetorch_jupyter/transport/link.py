@@ -43,7 +43,7 @@ _BACKOFF = 0.05, 2.0
 #: How long a frame that nobody waits for may be kept to travel with others, in seconds.
 _LAZY = 0.02
 #: A connection that has lasted this long, in seconds, is no part of the trouble before it.
-_HEALTHY = 5.0
+_HEALTHY = 0.25
 #: Silence after which we ask whether the pod is there, with calls open and without, in seconds.
 _SILENCE_BUSY = 2.0
 _SILENCE_IDLE = 5.0
