@@ -1,4 +1,4 @@
-"""streams.py: exact bytes, prefixes, partial lines, displays, and terminals that are slow or gone."""
+"""streams: exact bytes, prefixes, partial lines, displays, and terminals that are slow or gone."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from typing import Any
 
 import pytest
 
-from kubetorch_jupyter import streams
 from kubetorch_jupyter.calls import invoke, invoke_async
-from kubetorch_jupyter.streams import Output, open_output, set_output_factory
+from kubetorch_jupyter.streams import Output, open_output, set_output_factory, writer
 from pod_server.wire import LogKind
 from tests.scripted import SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
 
@@ -261,8 +260,8 @@ def test_a_call_returns_after_its_last_byte_and_a_slow_terminal_holds_up_nobody_
 def test_a_terminal_that_takes_nothing_does_not_fill_the_memory(
     pod: ScriptedPod, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_HOLD", 1 << 20)
-    monkeypatch.setattr(streams, "_RESUME", 1 << 18)
+    monkeypatch.setattr(writer, "_HOLD", 1 << 20)
+    monkeypatch.setattr(writer, "_RESUME", 1 << 18)
     gate = threading.Event()
 
     class Stuck(io.StringIO):
@@ -282,11 +281,11 @@ def test_a_terminal_that_takes_nothing_does_not_fill_the_memory(
         thread = threading.Thread(target=invoke, args=(target, "flood", (), {}, SHOWN))
         thread.start()
         deadline = time.monotonic() + 5
-        while not streams._writer._paused:
+        while not writer._writer._paused:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(0.2)
-        assert streams._writer._put - streams._writer._done < 3 << 20
+        assert writer._writer._put - writer._writer._done < 3 << 20
         gate.set()
         thread.join(10)
     assert len(text.getvalue()) == 200 * 49_001

@@ -1,20 +1,12 @@
-"""Where a call's output goes: the cell that made the call, exact to the byte.
-
-A call's log comes in on the portal, which must not wait for a terminal. So the portal only puts the pieces in line, and
-one thread of this module writes them, each in the context of the call it belongs to: that is how a line finds its cell
-(ipykernel keeps the cell in a context variable). A call's end stands in the same line, so whoever waits for the call
-goes on when its last byte has been written.
-"""
+"""One call's output: what of it is shown, with which prefixes, and in which cell."""
 
 from __future__ import annotations
 
-import atexit
 import contextvars
 import itertools
 import json
 import logging
 import os
-import queue
 import re
 import sys
 import threading
@@ -25,23 +17,13 @@ from typing import Any
 
 from pod_server.wire import LogKind
 
-from .transport.portal import get_portal
-from .transport.session import hold_reading
+from . import writer
 
 __all__ = ["Output", "open_output", "set_output_factory"]
 
 log = logging.getLogger(__name__)
 
-#: When this much is in line, in bytes, nothing more is taken from the pods until the line is short again.
-_HOLD, _RESUME = 16 << 20, 4 << 20
-#: The writer's thread ends after this many seconds without work.
-_IDLE = 10.0
-#: How long the interpreter's exit waits for what is in line, in seconds.
-_FAREWELL = 1.0
-#: So much is written before it is flushed, in bytes.
-_BATCH = 1 << 18
-#: Where several calls share a cell, a line's beginning waits for its end: so many seconds, and up to so many bytes.
-_PATIENCE = 0.1
+#: Where several calls share a cell, a line's beginning waits for its end: up to so many bytes.
 _LONGEST = 4 << 20
 _COLOURS = (36, 35, 32, 33, 34, 96, 95, 92)
 
@@ -171,7 +153,7 @@ class Output:
         """Put a piece of the log in line."""
         if not self.muted:
             self._fed += 1
-            _writer.put(self, kind, data)
+            writer.put(self, kind, data)
 
     def finish(self, then: Callable[[], None]) -> None:
         """Call ``then`` when everything has been written: at once if nothing is in line."""
@@ -180,7 +162,7 @@ class Output:
             then()
         else:
             self._fed += 1
-            _writer.put(self, None, (then, True))
+            writer.put(self, None, (then, True))
 
     def after(self, then: Callable[[], None]) -> None:
         """Call ``then`` when what has come so far has been written; more may come."""
@@ -188,7 +170,7 @@ class Output:
             then()
         else:
             self._fed += 1
-            _writer.put(self, None, (then, False))
+            writer.put(self, None, (then, False))
 
     def mute(self) -> None:
         """Show nothing more of this call; any thread."""
@@ -350,16 +332,6 @@ def _emit(stream: str, text: str) -> None:
         file.write(text)
 
 
-def _flush() -> None:
-    for file in (sys.stdout, sys.stderr):
-        if file is None:
-            continue
-        try:
-            file.flush()
-        except (AttributeError, OSError, ValueError) as e:
-            log.debug("the output can't be flushed: %s", e)
-
-
 def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
     """Show a MIME bundle: in its cell, or as text where there are no cells."""
     data, metadata = bundle.get("data") or {}, bundle.get("metadata") or {}
@@ -370,7 +342,7 @@ def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
         if text is not None:
             _emit("stdout", f"{text}\n")
         return
-    _flush()  # what was printed before stands before it
+    writer.flush()  # what was printed before stands before it
     socket, session = getattr(publisher, "pub_socket", None), getattr(publisher, "session", None)
     if parent is None or socket is None or session is None:
         publisher.publish(data=data, metadata=metadata, transient=transient, update=update)
@@ -385,157 +357,14 @@ def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
     )
 
 
-# -- the writer --------------------------------------------------------------------------------------------------------
-
-#: What stands in line: a piece of a log, or, with no kind, what to call when all before it is written, and whether that
-#: is the end of the output.
-_Entry = tuple[Output, LogKind | None, Any]
-
-
-class _Writer:
-    """The thread that writes what calls have printed; it comes with the first piece and goes when it is idle."""
-
-    def __init__(self) -> None:
-        self._line: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._closed = False
-        self._put = 0
-        self._done = 0
-        self._paused = False
-        #: Those that keep back the beginning of a line.
-        self._holders: set[Output] = set()
-
-    def put(self, output: Output, kind: LogKind | None, data: Any) -> None:
-        """Put something in line; on the portal."""
-        if self._closed:
-            if kind is None:
-                data[0]()
-            return
-        with self._lock:
-            self._line.put((output, kind, data))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._main, name="kubetorch-output", daemon=True)
-                self._thread.start()
-        if kind is not None:
-            self._put += len(data)
-            if not self._paused and self._put - self._done > _HOLD:
-                self._paused = True
-                hold_reading(True)
-
-    def _main(self) -> None:
-        while True:
-            try:
-                entry = self._line.get(timeout=self._release())
-            except queue.Empty:
-                if self._holders:
-                    continue
-                with self._lock:
-                    if not self._line.empty():
-                        continue  # it came in just now and counts on us
-                    self._thread = None
-                    return
-            if entry is None:
-                return
-            self._batch(entry)
-            if self._closed:
-                return
-
-    def _release(self) -> float:
-        """Show the beginnings of lines whose ends don't come; gives how long to sleep."""
-        if not self._holders:
-            return _IDLE
-        now = monotonic()
-        due = [output for output in self._holders if output.since + _PATIENCE <= now]
-        for output in due:
-            self._holders.discard(output)
-            if not output.muted:
-                output.context.run(self._guarded, output, output.release)
-        if due:
-            due[0].context.run(_flush)
-            for output in due:
-                output.settle()
-        return min((output.since + _PATIENCE - now for output in self._holders), default=_IDLE)
-
-    def _batch(self, entry: _Entry | None) -> None:
-        """Write what is in line, then flush once; calls end when theirs is flushed."""
-        written: dict[Output, int] = {}
-        marks: list[tuple[Output, Callable[[], None]]] = []
-        size = 0
-        while entry is not None:
-            output, kind, data = entry
-            written[output] = written.get(output, 0) + 1
-            if kind is None:
-                then, last = data
-                if not output.muted:
-                    output.context.run(self._guarded, output, output.close if last else output.release)
-                elif last:
-                    output.leave()
-                marks.append((output, then))
-            else:
-                if not output.muted:
-                    output.context.run(self._guarded, output, output.write, kind, data)
-                size += len(data)
-            if size > _BATCH:
-                break
-            try:
-                entry = self._line.get_nowait()
-            except queue.Empty:
-                break
-        else:
-            self._closed = True  # the end of the process came while we wrote
-        for output in written:
-            output.context.run(_flush)
-            break  # there is one sys.stdout; flushing writes out what all contexts have put in
-        for output in written:
-            if output.settle() and not output.muted:
-                self._holders.add(output)
-            else:
-                self._holders.discard(output)
-        for _, then in marks:
-            then()
-        # Only now: a call whose output is all written ends without us, and must not overtake an item that waits here.
-        for output, n in written.items():
-            output.written += n
-        self._done += size
-        if self._paused and self._put - self._done < _RESUME:
-            self._paused = False
-            get_portal().call(hold_reading, False)
-
-    @staticmethod
-    def _guarded(output: Output, write: Callable[..., None], *args: Any) -> None:
-        try:
-            write(*args)
-        except Exception as e:
-            # A closed pipe, a closed file, a broken stand-in for sys.stdout: the value is worth more than the output.
-            output.muted = True
-            log.warning("the output of a call can't be written: %s: %s", type(e).__name__, e)
-
-    def close(self) -> None:
-        """Write what is in line and end, within a second."""
-        with self._lock:
-            thread = self._thread
-            if thread is None or self._closed:
-                self._closed = True
-                return
-            self._line.put(None)
-        thread.join(_FAREWELL)
-        self._closed = True
-
-
-_writer = _Writer()
-
-
 def _after_fork() -> None:
-    global _writer, _cells, _cells_lock
-    _writer = _Writer()
+    global _cells, _cells_lock
     _cells = {}
     _cells_lock = threading.Lock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-atexit.register(lambda: _writer.close())
 
 
 # -- the door ----------------------------------------------------------------------------------------------------------
