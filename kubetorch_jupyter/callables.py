@@ -15,6 +15,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from .calls import Call, CallOptions
 from .errors import ConfigError
+from .interface import local_signature
 from .invocation import RemoteCallable, with_options
 from .module import Module, Source
 from .service import Service
@@ -100,7 +101,14 @@ class RemoteMethod(RemoteCallable):
         self.__name__ = key
         self.__qualname__ = entry.name
         self.__doc__ = entry.doc
-        self.__signature__ = entry.signature
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "__signature__":  # made when somebody looks: it takes longer than the rest of an access
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        known = self._entry().signature
+        target = object.__getattribute__(self._owner, "__dict__")["_source"].target
+        self.__signature__ = local_signature(target, self._key, known) if target is not None else known
+        return self.__signature__
 
     def _deployed(self) -> Service:
         return object.__getattribute__(self._owner, "_deployed")()  # type: ignore[no-any-return]
@@ -138,13 +146,14 @@ class RemoteMethod(RemoteCallable):
 class Cls(Module):
     """A class whose one instance lives in a pod; made by `cls`. Its public methods are called on the handle.
 
-    The class's own public methods win over ours of the same name once it is deployed; ours are on ``.service``.
+    The class's own public methods win over ours of the same name once it is deployed; ours are on ``.service``, which
+    is always there. A class with ``__call__`` makes the handle callable.
     """
 
     _kind = "cls"
 
     def __getattribute__(self, name: str) -> Any:
-        if not name.startswith("_"):
+        if not name.startswith("_") and name != "service":
             live = object.__getattribute__(self, "__dict__").get("_live")
             if live is not None and live.interface is not None and name in live.interface.entries:
                 return RemoteMethod(self, name)
@@ -166,6 +175,18 @@ class Cls(Module):
             "Data attributes are not read through the handle: add a method that returns them"
         )
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the instance, when its class has ``__call__``."""
+        __tracebackhide__ = True
+        interface = object.__getattribute__(self, "_deployed")().interface
+        if interface is not None and "__call__" not in interface.entries:
+            name = object.__getattribute__(self, "_source").name
+            methods = ", ".join(interface.methods) or "none"
+            raise TypeError(
+                f"{name} has no __call__, and its instance is in the pod already: call one of its methods ({methods})"
+            )
+        return RemoteMethod(self, "__call__")(*args, **kwargs)
+
     def __dir__(self) -> list[str]:
         live = object.__getattribute__(self, "__dict__").get("_live")
         own = [n for n in object.__dir__(self) if not n.startswith("_")]
@@ -185,6 +206,16 @@ class Cls(Module):
     def __repr__(self) -> str:
         state = object.__getattribute__(self, "__dict__")
         return f"<kubetorch Cls {state['_source'].name}: {object.__getattribute__(self, '_state')()}>"
+
+
+def _unwrapped(given: Any, name: str | None, made: type[Module]) -> tuple[Any, str | None]:
+    """What a handle was made of, for ``f = kt.fn(f).to(...)`` in a cell that is run again."""
+    if not isinstance(given, Module):
+        return given, name
+    known: Source = object.__getattribute__(given, "_source")
+    if not isinstance(given, made) or known.target is None:
+        raise ConfigError(f"{given!r} is a handle already: use it, or give kt.{made._kind} what it should be made of")
+    return known.target, name or known.name
 
 
 def fn(
@@ -224,12 +255,11 @@ def fn(
         if name is None:
             raise ConfigError("kt.fn needs a function, or the name= of a live service")
         return cast("Fn[P, R]", Fn.from_name(name))
+    function_obj, name = _unwrapped(function_obj, name, Fn)
     if inspect.isclass(function_obj):
         raise ConfigError(f"kt.fn was given the class {function_obj.__name__}: use kt.cls for classes")
     if not callable(function_obj):
         raise ConfigError(f"kt.fn needs something that can be called, not {type(function_obj).__name__}")
-    if isinstance(function_obj, Module):
-        raise ConfigError(f"{function_obj!r} is a handle already: call .to on it")
     return Fn(Source(function_obj, name or display_name(function_obj), sync_dir, get_if_exists))
 
 
@@ -262,6 +292,7 @@ def cls(
         if name is None:
             raise ConfigError("kt.cls needs a class, or the name= of a live service")
         return cast(Cls, Cls.from_name(name))
+    class_obj, name = _unwrapped(class_obj, name, Cls)
     if not inspect.isclass(class_obj):
         raise ConfigError(f"kt.cls needs a class, not {type(class_obj).__name__}; kt.fn is for functions")
     return Cls(Source(class_obj, name or class_obj.__name__, sync_dir, get_if_exists))

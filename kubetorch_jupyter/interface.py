@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Entry", "Interface"]
+__all__ = ["Entry", "Interface", "local_signature"]
 
 _P = inspect.Parameter
 _KINDS = {
@@ -95,6 +95,19 @@ def _signature_of(rows: list[list[Any]] | None) -> inspect.Signature | None:
             for name, kind, has_default in rows
         ]
     )
+
+
+def local_signature(owner: Any, key: str, known: inspect.Signature | None) -> inspect.Signature | None:
+    """The signature of a method with the annotations and defaults that don't travel, if it is the one that is known."""
+    try:
+        found = list(inspect.signature(getattr(owner, key)).parameters.values())
+    except (AttributeError, TypeError, ValueError):  # the service has another version of the class, or a builtin
+        return known
+    wanted = [(p.name, p.kind) for p in known.parameters.values()] if known is not None else None
+    for parameters in (found, found[1:]):
+        if [(p.name, p.kind) for p in parameters] == wanted:
+            return inspect.Signature(parameters)
+    return known
 
 
 class Interface:

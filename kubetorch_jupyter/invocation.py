@@ -89,7 +89,17 @@ class RemoteCallable:
 
     def _spawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
         service, method = self._checked(args, kwargs)
+        self._refuse_generator("spawn")
         return spawn(service, method, args, kwargs, self._mode()[1])
+
+    def _refuse_generator(self, verb: str) -> None:
+        __tracebackhide__ = True
+        entry = self._entry()
+        if entry.generator:
+            raise ConfigError(
+                f"{entry.name} is a generator function, which .{verb}() can't run: iterate over a call of it, "
+                "or deploy a function that returns a list"
+            )
 
     def map(
         self, items: Iterable[Any], *, concurrency: int = 64, ordered: bool = True, return_exceptions: bool = False
@@ -133,6 +143,8 @@ class RemoteCallable:
         return_exceptions: bool = False,
     ) -> Iterator[Any]:
         """`map` with several arguments: each item is the sequence of a call's positional arguments."""
+        __tracebackhide__ = True
+        self._refuse_generator("map")
         return map_calls(
             self._deployed(),
             self._key or None,

@@ -227,6 +227,11 @@ class Module:
         name = service_name(source.name)
         if self._kind == "fn" and init_args is not None:
             raise ConfigError("init_args= is for classes; a function's arguments are given when it is called")
+        if init_args is not None and not isinstance(init_args, (dict, list, tuple)):
+            raise ConfigError(
+                f"init_args= is a dict of keyword arguments or a list of positional ones, not "
+                f"{type(init_args).__name__}: one argument alone is init_args=[value]"
+            )
         shown = self._options.stream_logs if stream_logs is None else bool(stream_logs)
         self._options = replace(self._options, stream_logs=shown)
         announce = Announcer(quiet=not shown)
@@ -270,7 +275,9 @@ class Module:
             if theirs := sorted(entry.parameters & KEYWORDS):
                 names = ", ".join(theirs)
                 lines.append(f"{entry.name} has its own parameter {names}: in calls of it the name is yours")
-            if self._kind == "cls" and key and key in self._own_names():
+            if self._kind == "cls" and key == "service":
+                lines.append(f"{entry.name} can't be called on the handle: .service is ours there; rename it")
+            elif self._kind == "cls" and key in self._own_names():
                 lines.append(f"{entry.name} hides ours of that name on the handle; ours are on .service")
         return lines
 

@@ -310,7 +310,10 @@ def describe_interface(target: Any, kind: str) -> dict[str, dict[str, Any]]:
         return _fit({"": _row(target, takes_self=False)})
     rows: dict[str, dict[str, Any]] = {}
     for name in dir(target):
-        if name.startswith("_"):
+        if name == "__call__":
+            if not any(name in vars(c) for c in target.__mro__):  # a class can be called, its instances can't
+                continue
+        elif name.startswith("_"):
             continue
         static = inspect.getattr_static(target, name)
         if isinstance(static, (property, type, functools.cached_property)):

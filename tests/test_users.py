@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+
 import pytest
 
 import kubetorch_jupyter as kt
@@ -40,3 +43,75 @@ def test_exceptions_larger_than_a_frame_arrive_as_themselves(cells: Cells) -> No
             assert caught.value.data == b"x" * n
     with kt.fn(cells["recurse"]).to(kt.Compute(), stream_logs=False) as recurse, pytest.raises(RuntimeError):
         recurse()
+
+
+def test_a_cell_that_wraps_under_the_same_name_can_run_twice(cells: Cells) -> None:
+    cells.run("def f(x): return x + 1\nclass C:\n    def get(self): return 5")
+    f = kt.fn(cells["f"]).to(kt.Compute(), stream_logs=False)
+    again = kt.fn(f).to(kt.Compute(), stream_logs=False)
+    assert (f.service_name, again(1)) == ("f", 2)
+    assert again.service_name == "f"
+    c = kt.cls(cells["C"], name="mine").to(kt.Compute(), stream_logs=False)
+    again = kt.cls(c).to(kt.Compute(), stream_logs=False)
+    assert (again.service_name, again.get()) == ("mine", 5)
+    with pytest.raises(kt.ConfigError, match="is a handle already"):
+        kt.fn(c)
+    with pytest.raises(kt.ConfigError, match="is a handle already"):
+        kt.cls(f)
+    f.teardown()
+    c.service.teardown()
+
+
+def test_a_class_like_a_users(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    cells.run(
+        """
+        class Model:
+            def __init__(self, n: int = 0): self.n = n
+            def service(self): return "mine"
+            def teardown(self): return "mine"
+            def add(self, by: int = 1, *, twice: bool = False) -> int:
+                "Adds."
+                self.n += by * (2 if twice else 1)
+                return self.n
+            @staticmethod
+            def half(x: float) -> float: return x / 2
+            @classmethod
+            def title(cls, end: str = "!") -> str: return cls.__name__ + end
+            async def __call__(self, x): return self.n + x
+
+        class Plain:
+            def get(self): return 1
+        """
+    )
+    with pytest.raises(kt.NotDeployedError):
+        kt.cls(cells["Model"])()
+    with pytest.raises(kt.ConfigError, match=r"init_args=\[value\]"):
+        kt.cls(cells["Model"]).to(kt.Compute(), init_args=7)
+    handle = kt.cls(cells["Model"]).to(kt.Compute(), init_args=[7])
+    try:
+        assert "Model.service can't be called on the handle" in capsys.readouterr().out
+        assert handle.service.name == "model"
+        assert handle.teardown() == "mine"
+        assert str(inspect.signature(handle.add)).startswith("(by: 'int' = 1, *, twice: 'bool' = False)")
+        assert str(inspect.signature(handle.half)).startswith("(x: 'float')")
+        assert str(inspect.signature(handle.title)).startswith("(end: 'str' = '!')")
+        assert handle.add(2) == 9
+        assert handle(1) == 10
+        assert asyncio.run(handle(1, async_=True)) == 10
+        assert str(inspect.signature(kt.cls(name="model").add)) == "(by=Ellipsis, *, twice=Ellipsis)"
+    finally:
+        handle.service.teardown()
+    with kt.cls(cells["Plain"]).to(kt.Compute(), stream_logs=False) as plain:
+        with pytest.raises(TypeError, match=r"Plain has no __call__.*\(get\)"):
+            plain(1)
+        with pytest.raises(TypeError):
+            inspect.signature(plain.get).bind(1)
+
+
+def test_what_generator_functions_cannot_do_is_said_at_once(cells: Cells) -> None:
+    cells.run("def numbers(n): yield from range(n)")
+    with kt.fn(cells["numbers"]).to(kt.Compute(), stream_logs=False) as numbers:
+        with pytest.raises(kt.ConfigError, match=r"numbers is a generator function, which \.spawn\(\) can't run"):
+            numbers.spawn(3)
+        with pytest.raises(kt.ConfigError, match=r"\.map\(\)"):
+            numbers.map([1, 2])
