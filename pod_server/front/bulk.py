@@ -215,6 +215,9 @@ class BulkStore:
             Its CALL may still come, so wait for it.
         """
         upload = await self._announcement(client, channel) if early else self._uploads.get((client, channel))
+        if upload is None and early:
+            # Not 409: that is the answer when the payload is here, and its sender would take the call for complete.
+            return 425, "the call that this upload belongs to has not come yet"
         if upload is None:
             return 409, "no call waits for this upload"
         upload.turn += 1

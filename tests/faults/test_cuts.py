@@ -12,6 +12,8 @@ import random
 import signal
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -153,7 +155,7 @@ class Rig:
 
     async def _limited(self, size: int) -> dict[str, int]:
         task = asyncio.create_task(self.session(size))
-        await asyncio.wait({task}, timeout=20)
+        await asyncio.wait({task}, timeout=60)
         if not task.done():
             session = self.work.service.live
             here = [(e.channel, e.meta, e.items, e.fetching) for e in session._exchanges.values()] if session else []
@@ -255,6 +257,24 @@ def test_transfer_cut_midway(rig: Rig, quick: None, kind: str, how: str) -> None
     rig.proxy.arm(Cut(IN if kind == "up" else OUT, 1, how, kind))
     rig.run(size)
     assert rig.proxy.fired == 1
+
+
+@pytest.mark.soak
+def test_upload_long_before_its_call(rig: Rig) -> None:
+    """It is not mistaken for one that the pod has had."""
+    assert rig.work.pid()
+    session = rig.work.service.live
+    endpoint = session.endpoint
+    request = urllib.request.Request(
+        f"{endpoint.url}/bulk/up/{session.client}/1000",
+        data=b"x" * 100_000,
+        method="PUT",
+        headers={"X-Kubetorch-Token": endpoint.token},
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=30)
+    assert caught.value.code == 425
+    caught.value.close()
 
 
 @pytest.mark.parametrize("how", ["close", "hole"])
