@@ -80,12 +80,18 @@ class Forker:
                 # Not the tests' own: fronts aren't looked for by their environment, `Front.close` checks them.
                 env={k: v for k, v in os.environ.items() if not k.startswith("KT_")},
             )
-            atexit.register(cls._process.kill)
+            atexit.register(cls._end)
         assert cls._process.stdin is not None
         assert cls._process.stdout is not None
         cls._process.stdin.write(json.dumps([params, status_file]) + "\n")
         cls._process.stdin.flush()
         return int(cls._process.stdout.readline())
+
+    @classmethod
+    def _end(cls) -> None:
+        assert cls._process is not None
+        cls._process.kill()
+        cls._process.communicate()
 
 
 class Front:
