@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 
 import pytest
 
@@ -115,3 +116,13 @@ def test_what_generator_functions_cannot_do_is_said_at_once(cells: Cells) -> Non
             numbers.spawn(3)
         with pytest.raises(kt.ConfigError, match=r"\.map\(\)"):
             numbers.map([1, 2])
+
+
+def test_a_notebook_that_logs_everything_shows_no_frames_and_no_token(
+    cells: Cells, caplog: pytest.LogCaptureFixture
+) -> None:
+    cells.run("def f(): return 1")
+    with caplog.at_level(logging.DEBUG), kt.fn(cells["f"]).to(kt.Compute(), stream_logs=False) as f:
+        assert f() == 1
+    assert "Token" not in caplog.text
+    assert "BINARY" not in caplog.text

@@ -7,6 +7,7 @@ in one call, and what is sent in one turn of the loop leaves in one write.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import cast
 from urllib.parse import urlsplit
@@ -26,6 +27,10 @@ __all__ = ["POD_HEADER", "TOKEN_HEADER", "WebSocket", "refusal"]
 TOKEN_HEADER = "X-Kubetorch-Token"
 POD_HEADER = "X-Kubetorch-Pod"
 
+#: Not of the tree that users configure: on DEBUG it would write each frame, and the token, into their notebook.
+_log = logging.Logger(f"{__name__}.protocol", logging.WARNING)
+_log.parent = logging.getLogger(__name__)
+
 #: The transport asks us to hold back when it has this much unsent, in bytes.
 _HIGH_WATER = 1 << 20
 
@@ -40,7 +45,7 @@ def refusal(endpoint: Endpoint, status: int, ours: bool, detail: str = "") -> Ex
         if ours:
             return AuthenticationError(
                 f"{name} at {endpoint.url} refused our token ({status}); it may have been deployed anew: "
-                f'get a fresh handle with kt.fn.from_name("{endpoint.service}") or deploy it again',
+                f'get a fresh handle with kt.fn(name="{endpoint.service}") or deploy it again',
                 service=endpoint.service,
             )
         return AuthenticationError(
@@ -75,7 +80,7 @@ class WebSocket(asyncio.Protocol):
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         url = "ws" + endpoint.url.removeprefix("http") + "/session"
-        self._ws = ClientProtocol(parse_uri(url), max_size=None)
+        self._ws = ClientProtocol(parse_uri(url), max_size=None, logger=_log)
         #: Whether the transport takes more at the moment.
         self.writable = True
         #: Called when it does again.
