@@ -126,3 +126,41 @@ def test_a_notebook_that_logs_everything_shows_no_frames_and_no_token(
         assert f() == 1
     assert "Token" not in caplog.text
     assert "BINARY" not in caplog.text
+
+
+def test_pickle_in_the_pod_finds_what_the_notebook_defined(cells: Cells) -> None:
+    cells.run(
+        """
+        import pickle, multiprocessing as mp, functools
+
+        class Point:
+            def __init__(self, x): self.x = x
+            def __eq__(self, other): return type(other) is Point and self.x == other.x
+
+        def square(x): return Point(x * x)
+
+        def timed(function):
+            @functools.wraps(function)
+            def wrapper(*args): return function(*args)
+            return wrapper
+
+        @timed
+        def work(n):
+            with mp.get_context("fork").Pool(2) as pool:
+                return pool.map(square, range(n)), pickle.loads(pickle.dumps(square(3)))
+
+        class Model:
+            def __init__(self): self.kept = pickle.dumps(Point(5))
+            def get(self): return pickle.loads(self.kept)
+            def whole(self): return len(pickle.dumps(self)) > 0
+        """
+    )
+    point = cells["Point"]
+    with kt.fn(cells["work"]).to(kt.Compute(), stream_logs=False) as work:
+        assert work.options(timeout=20)(3) == ([point(0), point(1), point(4)], point(9))
+        cells.run("def square(x): return Point(-x)")
+        again = kt.fn(cells["work"]).to(kt.Compute(), stream_logs=False)
+        assert again.options(timeout=20)(2) == ([point(0), point(-1)], point(-3))
+    with kt.cls(cells["Model"]).to(kt.Compute(), stream_logs=False) as model:
+        assert model.get() == point(5)
+        assert model.whole()

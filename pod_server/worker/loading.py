@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import importlib
@@ -15,7 +16,7 @@ import shutil
 import sys
 import zipfile
 from collections.abc import Sequence
-from types import ModuleType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
@@ -133,6 +134,8 @@ class Loader:
         self._directory = os.path.join(directory, "code")
         self._path: str | None = None
         self._code: Code | None = None
+        #: What of ``__main__`` the code that was loaded last has put there.
+        self._named: dict[str, Any] = {}
 
     def drop(self) -> None:
         """Let go of the instance that was loaded last, and of what only it refers to."""
@@ -166,12 +169,25 @@ class Loader:
                 target, init_args = _from_source(header, sources, buffers[3:])
             else:
                 target, init_args = _from_pickle(buffers[3:])
+            self._name_in_main(target)
             if meta.get("kind") == "cls":
                 target = _construct(target, init_args)
         except ModuleNotFoundError as e:
             raise _missing(e, name) from e
         self._code = Code(meta.get("kind") or "fn", target, name)
         return self._code
+
+    def _name_in_main(self, target: Any) -> None:
+        """Let pickle find the notebook's functions and classes by their names, as it does in the notebook.
+
+        ``pickle.dumps(model)``, ``torch.save`` and ``multiprocessing.Pool.map(function, ...)`` need that.
+        """
+        main = vars(sys.modules["__main__"])
+        for name, value in self._named.items():
+            if main.get(name) is value:  # not what the user's code has put there since
+                del main[name]
+        self._named = notebook_definitions(target)
+        main.update(self._named)
 
     def _unpack(self, data: Buffer) -> None:
         """Put the user's modules on the path, before everything else."""
@@ -223,6 +239,36 @@ def check_versions(meta: dict[str, Any], by_source: bool = False) -> None:
             client=client,
             pod=pod,
         )
+
+
+def notebook_definitions(target: Any) -> dict[str, Any]:
+    """The functions and classes of ``__main__`` that came with what was deployed, by their names.
+
+    Examples
+    --------
+    >>> notebook_definitions(len)
+    {}
+    """
+    while isinstance(target, functools.partial):
+        target = target.func
+    if isinstance(target, MethodType):
+        target = target.__self__
+    if not isinstance(target, (type, FunctionType)):
+        target = type(target)
+    classes = [c for c in inspect.getmro(target) if c.__module__ == "__main__"] if isinstance(target, type) else []
+    found: dict[str, Any] = {c.__qualname__: c for c in (*classes, target)}
+    # All that came by value has one namespace; each of its functions knows it.
+    for member in (target, *(m for c in classes for m in vars(c).values())):
+        function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
+        while isinstance(function, FunctionType):
+            if function.__globals__.get("__name__") == "__main__":
+                found.update(function.__globals__)
+            function = getattr(function, "__wrapped__", None)
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, (type, FunctionType)) and value.__module__ == "__main__" and name == value.__qualname__
+    }
 
 
 def _remember_sources(sources: dict[str, str]) -> None:
