@@ -6,9 +6,9 @@ import time
 from collections import deque
 from typing import Any
 
-from ..wire import F_ERROR, FrameType, encode
+from ..wire import F_ERROR, Frame, FrameType, encode
 
-__all__ = ["Events", "Violation", "failure"]
+__all__ = ["Events", "Violation", "error_of", "failure"]
 
 
 class Violation(Exception):
@@ -40,6 +40,12 @@ def failure(error: dict[str, Any]) -> bytes:
     """
     message = str(error.get("message", ""))
     return encode(FrameType.RESULT, 0, {"error": {**error, "message": message[:8000]}}, (), F_ERROR)
+
+
+def error_of(frame: Frame) -> dict[str, Any]:
+    """The ``error`` object of a RESULT frame; one that says nothing if it has none."""
+    error = frame.meta.get("error")
+    return error if isinstance(error, dict) else {"type": "StartupError", "message": ""}
 
 
 class Events:

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from ..wire import F_BULK, F_ERROR, Frame, FrameType, encode
-from .faults import failure
+from .faults import error_of, failure
 from .fleet import Fleet
 from .records import Client, Record, State
 from .worker import Code, Worker, WorkerDied, death
@@ -215,7 +215,7 @@ class Supervisor:
             self._finish(record, failure(error), state)
             return
         if answer.flags & F_ERROR:
-            self._load_failed(code, _error_of(answer))
+            self._load_failed(code, error_of(answer))
         self._finish(record, answer.raw, State.FAILED if answer.flags & F_ERROR else State.DONE)
 
     async def _put_in_place(self, code: Code, record: Record) -> Frame:
@@ -341,7 +341,7 @@ class Supervisor:
             self._pod.store.forget(record)
         if answer.flags & F_ERROR:
             self.fleet.kill(worker, {"message": "was ended because its code could not be loaded", "cause": "restart"})
-            self._revival_failed({**_error_of(answer), "type": "StartupError"})
+            self._revival_failed({**error_of(answer), "type": "StartupError"})
             return
         self._install(worker, code, again=True)
         for done in self._take_restarts():
@@ -496,8 +496,3 @@ class Supervisor:
                 self._pod.calls.fail(record, error)
         for done in self._take_restarts():
             done(error)
-
-
-def _error_of(frame: Frame) -> dict[str, Any]:
-    error = frame.meta.get("error")
-    return error if isinstance(error, dict) else {"type": "StartupError", "message": ""}

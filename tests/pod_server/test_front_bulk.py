@@ -28,7 +28,7 @@ MIB = 1 << 20
 def play(scenario: Scenario, **params: Any) -> None:
     async def run(front: Front) -> None:
         async with played(front) as (zygote, client):
-            await asyncio.wait_for(scenario(front, zygote, client), 30)
+            await asyncio.wait_for(scenario(front, zygote, client), 60)
 
     with Front(**params) as front:
         asyncio.run(run(front))

@@ -25,7 +25,7 @@ def play(scenario: Scenario, *, load: bool = True, **params: Any) -> None:
         async with played(front, load=None) as (zygote, client):
             if load:
                 await client.value(await client.load("v1", kind="cls", interface=INTERFACE))
-            await asyncio.wait_for(scenario(front, zygote, client), 30)
+            await asyncio.wait_for(scenario(front, zygote, client), 60)
 
     with Front(**params) as front:
         asyncio.run(run(front))

@@ -20,7 +20,7 @@ Scenario = Callable[[Front, Zygote, Client], Coroutine[Any, Any, None]]
 def play(scenario: Scenario, *, load: str | None = "v1", kind: str = "fn", **params: Any) -> None:
     async def run(front: Front) -> None:
         async with played(front, load=load, kind=kind) as (zygote, client):
-            await asyncio.wait_for(scenario(front, zygote, client), 30)
+            await asyncio.wait_for(scenario(front, zygote, client), 60)
 
     with Front(**params) as front:
         asyncio.run(run(front))
@@ -364,6 +364,7 @@ def test_death_ends_the_calls_within_a_second(status: int, expected: dict[str, A
         assert time.monotonic() - begin < 1
         assert b"last words" in client.logs[calls[0][1]]
         assert await client.run("version") == b"v1"
+        await other.until(lambda: len(other.events) == 2)
         assert [e["event"] for e in other.events] == ["worker-died", "worker-ready"]
         assert len(zygote.workers) == 2
         await other.close()

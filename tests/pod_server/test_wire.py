@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pod_server import wire
@@ -55,7 +55,7 @@ frames = st.tuples(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(frames, max_size=6), st.randoms(use_true_random=False))
 def test_comes_back_however_it_is_cut(sent: list[Any], rng: random.Random) -> None:
     data = b"".join(encode(t, c, m, b, f) for t, c, m, b, f in sent)
@@ -155,7 +155,7 @@ def test_on_channel() -> None:
 # -- logs --------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(st.sampled_from(list(LogKind)), st.binary(max_size=300)), max_size=8),
     st.randoms(use_true_random=False),
