@@ -312,9 +312,22 @@ class Dispatcher:
         if self.pump is not None:
             self.pump.settle(call.log)
 
+    @staticmethod
+    def _show_figures(call: Call) -> None:
+        """Display what pyplot still has of this call, as the end of a notebook's cell does, and close it."""
+        backend = sys.modules.get("pod_server.worker.mpl_backend")
+        if backend is None or call.reason is not None:
+            return
+        try:
+            backend.show()
+        except Exception:  # drawing is when matplotlib finds out, say, that a label's TeX is wrong; the result stands
+            call.log.write(LogKind.STDERR, traceback.format_exc().encode("utf-8", "backslashreplace"))
+
     def finish(self, call: Call, outcome: Outcome) -> None:
         """End a call: its output, then its RESULT; in its own context."""
         result: bytes | None
+        if call.log.figures:
+            self._show_figures(call)
         if call.job is not None and isinstance(outcome, Value) and call.reason is None:
             result = encode(FrameType.RESULT, call.id, outcome.value)
         else:

@@ -168,6 +168,30 @@ def test_each_call_shows_its_own_figures(front: FakeFront) -> None:
         assert len(record.displays()) == n
 
 
+def test_figures_that_nobody_has_shown_are_shown_at_the_end(front: FakeFront) -> None:
+    """As at the end of a notebook's cell; and none is left for the next call."""
+
+    def plot(wrong: bool = False) -> object:
+        import matplotlib.pyplot as plt
+
+        figure, axes = plt.subplots(figsize=(1, 1))
+        axes.set_title("$\\nonsense{$" if wrong else "t")
+        return figure
+
+    async def plot_async() -> None:
+        plot()
+
+    for function in (plot, plot_async):
+        front.deploy(function)
+        record = front.start()
+        record.wait(30)
+        assert len(record.displays()) == 1
+    front.deploy(plot)
+    record = front.start(True)
+    assert record.wait(30) is not None
+    assert "Traceback" in record.text()
+
+
 def test_figures_of_calls_that_run_at_once(front: FakeFront) -> None:
     """pyplot's "current figure" is the call's own, although its functions are the process's."""
 
