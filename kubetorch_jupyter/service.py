@@ -139,7 +139,7 @@ class Service:
     """
 
     name: str
-    backend: Backend
+    backend: Backend = field(repr=False)
     namespace: str | None = None
     endpoint: Endpoint | None = None
     code: Code | None = field(default=None, repr=False)

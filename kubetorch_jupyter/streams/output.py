@@ -25,7 +25,11 @@ log = logging.getLogger(__name__)
 
 #: Where several calls share a cell, a line's beginning waits for its end: up to so many bytes.
 _LONGEST = 4 << 20
-_COLOURS = (36, 35, 32, 33, 34, 96, 95, 92)
+#: In a cell: of the colours that JupyterLab gives these numbers, those with a contrast of 3 or more on both its white
+#: and its black; no reds, which look like errors.
+_CELL_COLOURS = (96, 35, 32, 93, 34, 95, 94)
+#: In a terminal: those that are dark on light ones and light on dark ones.
+_TERMINAL_COLOURS = (36, 35, 32, 33, 34)
 
 
 # -- cells -------------------------------------------------------------------------------------------------------------
@@ -295,7 +299,8 @@ class Output:
     def _prefix(self, stream: str) -> bytes:
         text = f"{self._label}·{self._number}"
         if self.parent is not None or _is_terminal(getattr(sys, stream)):
-            text = f"\x1b[{_COLOURS[(self._number - 1) % len(_COLOURS)]}m{text}\x1b[0m"
+            colours = _CELL_COLOURS if self.parent is not None else _TERMINAL_COLOURS
+            text = f"\x1b[{colours[(self._number - 1) % len(colours)]}m{text}\x1b[0m"
         return f"{text} ".encode()
 
 

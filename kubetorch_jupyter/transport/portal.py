@@ -18,6 +18,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from ..errors import KubetorchError, RemoteError
+
 __all__ = ["Inlet", "Portal", "get_inlet", "get_portal"]
 
 T = TypeVar("T")
@@ -188,6 +190,9 @@ class Portal:
         future = self.submit(coro)
         try:
             return future.result(timeout)
+        except KubetorchError as e:
+            _drop_frames(e)
+            raise e
         except BaseException:
             future.cancel()  # does nothing if it was the coroutine itself that raised
             raise
@@ -208,6 +213,9 @@ class Portal:
         try:
             await waiter
             return future.result()
+        except KubetorchError as e:
+            _drop_frames(e)
+            raise e
         except asyncio.CancelledError:
             future.cancel()
             raise
@@ -226,6 +234,21 @@ class Portal:
         except RuntimeError:
             return  # the thread has ended already
         self._thread.join(2 * _FAREWELL + 0.5)
+
+
+def _drop_frames(error: KubetorchError) -> None:
+    """Take our own frames off an error that says what happened: a cell would show a dozen of them above the message.
+
+    Other exceptions keep theirs: those in the pod, or in the user's code, are what one looks for.
+    """
+    log.debug("an error on the portal", exc_info=error)
+    each: BaseException | None = error
+    seen: set[int] = set()
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        if isinstance(each, KubetorchError) and not isinstance(each, RemoteError):
+            each.__traceback__ = None
+        each = each.__cause__
 
 
 class Inlet:
