@@ -292,9 +292,10 @@ class Subscription:
 
     def _item(self, record: Record) -> Item | None:
         items = record.items
+        # What has been dropped had come: before the break that this reader is back from, perhaps.
+        self.item = max(self.item, record.items_base)
         if not items or self.log_only or self.item >= self.item_limit:
             return None
-        self.item = max(self.item, record.items_base)
         at = self.item - record.items_base
         return items[at] if at < len(items) else None
 
