@@ -101,6 +101,10 @@ class WireError(Exception):
     """Bytes that are no frame; the connection that they came from can't be used any more."""
 
 
+#: How deep the objects and lists of a meta may be nested: who passes it on must be able to encode it again.
+_DEPTH = 100
+
+
 def _parse_meta(raw: bytes) -> dict[str, Any]:
     try:
         meta = json.loads(raw)
@@ -108,7 +112,22 @@ def _parse_meta(raw: bytes) -> dict[str, Any]:
         raise WireError(f"the meta of a frame is not JSON: {e}") from None
     if not isinstance(meta, dict):
         raise WireError("the meta of a frame is not a JSON object")
+    # Counted first: next to no meta has that many brackets.
+    if raw.count(b"{") + raw.count(b"[") > _DEPTH and _too_deep(meta):
+        raise WireError(f"the meta of a frame is nested deeper than {_DEPTH}")
     return meta
+
+
+def _too_deep(value: object) -> bool:
+    level: list[Any] = [value]
+    for _ in range(_DEPTH):
+        inside: list[Any] = []
+        for found in level:
+            inside += found.values() if isinstance(found, dict) else found
+        level = [v for v in inside if isinstance(v, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 class Frame(NamedTuple):

@@ -88,9 +88,12 @@ class Calls:
             return
         meta = frame.meta
         load = frame.type is FrameType.LOAD
-        name = meta.get("f") or ""
-        if not isinstance(name, str) or len(name) > _NAME:
-            raise Violation("the name of a method is not a string, or too long")
+        name, ser = meta.get("f"), meta.get("ser")
+        name = "" if name is None else name
+        if not isinstance(name, str) or len(name) > _NAME or not name.isprintable():
+            raise Violation("the name of a method is no name")
+        if ser is not None and ser not in ("pickle", "json", "none"):
+            raise Violation("ser is none of pickle, json and none")
         if load:
             check_load(meta)
         lens = parse_lens(meta) if frame.flags & F_BULK else None

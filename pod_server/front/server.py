@@ -7,13 +7,16 @@ can close a WebSocket at once (``scope["kt.abort"]``), since a black hole never 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import socket
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import Frame
 
 __all__ = ["Server", "bind", "preload"]
 
@@ -21,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 #: Bytes of a request's line and headers.
 _HEAD = 64 << 10
+#: Seconds within which a head that has begun, or a new connection's first, must be complete.
+_HEAD_TIME = 10.0
+_TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 #: Bytes of one WebSocket message.
 _MESSAGE = 16 << 20
 #: Seconds that an idle connection stays open: longer than the longest pause between two transfers of a session.
@@ -36,6 +42,22 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def _abort(self) -> None:
         self.transport.abort()
+
+    async def send(self, message: Any) -> None:
+        await self.writable.wait()
+        if self.handshake_complete and self.close_sent:
+            raise ClientDisconnected  # the server has closed it, for bytes that are no WebSocket's
+        await super().send(message)
+        if self.transport.is_closing():
+            # The client has left in the middle of the handshake: that is no error of ours.
+            self.handshake_complete = True
+
+    def handle_text(self, event: Frame) -> None:
+        # The application refuses it, whatever it says: it needn't even be text.
+        super().handle_text(dataclasses.replace(event, data=b""))
+
+    def handle_cont(self, event: Frame) -> None:
+        super().handle_cont(dataclasses.replace(event, data=b"") if self.curr_msg_data_type == "text" else event)
 
     def data_received(self, data: bytes) -> None:
         if self.handshake_initiated:
@@ -60,7 +82,31 @@ def _http_protocol(kind: str) -> Any:
                 raise
         else:
             return _limited(HttpToolsProtocol)
-    return "h11"
+    return _timed()
+
+
+def _timed() -> Any:
+    """The protocol of h11, which limits a head's length by itself, with a limit for the time of the first."""
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Timed(H11Protocol):
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._late = self.loop.call_later(_HEAD_TIME, self._look)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            if self._late is not None:
+                self._late.cancel()
+            super().connection_lost(exc)
+
+        def _look(self) -> None:
+            if cast(Any, self.scope) is None and not self.transport.is_closing():
+                self.transport.write(_TOO_LATE)
+                self.transport.close()
+
+    return Timed
 
 
 def _limited(base: Any) -> Any:
@@ -69,6 +115,31 @@ def _limited(base: Any) -> Any:
     class Limited(base):  # type: ignore[misc]
         _in_head = True
         _head = 0
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._await_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._have_head()
+            super().connection_lost(exc)
+
+        def _await_head(self) -> None:
+            """Close the connection if the head, begun or not, isn't complete in time."""
+            if self._late is None:
+                self._late = self.loop.call_later(_HEAD_TIME, self._too_late)
+
+        def _have_head(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+                self._late = None
+
+        def _too_late(self) -> None:
+            self._late = None
+            if not self.transport.is_closing():
+                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                self.transport.close()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -83,10 +154,12 @@ def _limited(base: Any) -> Any:
 
         def on_message_begin(self) -> None:
             self._in_head, self._head = True, 0
+            self._await_head()
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
             self._in_head = False
+            self._have_head()
             super().on_headers_complete()
 
     return Limited
