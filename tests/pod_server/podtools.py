@@ -107,6 +107,8 @@ class Front:
         self.pid = Forker.fork(self.params, self._status)
         self._pidfd = os.pidfd_open(self.pid)
         self.info: dict[str, Any] = {}
+        #: Clients that were opened, so that a test that fails leaves none.
+        self.clients: list[Client] = []
         if wait:
             path = os.path.join(self.dir, "front.json")
             until(lambda: os.path.exists(path) or self.ended(), 15)
@@ -406,6 +408,7 @@ class Client:
         url = f"ws://127.0.0.1:{self.front.port}/session"
         headers = {"X-Kubetorch-Token": TOKEN}
         self.ws = await connect(url, additional_headers=headers, compression=None, ping_interval=None, max_size=None)
+        self.front.clients.append(self)
         if hello:
             meta = {"protocol": PROTOCOL, "client": self.id, "pid": os.getpid(), "host": "here", "user": "me", **more}
             await self.ws.send(encode(FrameType.HELLO, 0, meta))
@@ -543,5 +546,7 @@ async def played(front: Front, *, load: str | None = "v1", kind: str = "fn") -> 
             await client.value(await client.load(load, kind=kind))
         yield zygote, client
     finally:
-        await client.close()
+        for opened in front.clients:
+            await opened.cut()
+        front.clients.clear()
         await zygote.close()
