@@ -115,7 +115,9 @@ class Code:
         lasting = {k: v for k, v in self.env.items() if not _VOLATILE.match(k)}
         place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), sys.version_info[:3], sys.executable])
         worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
-        version = hashlib.blake2b(f"{self.bundle.version}\n{worker}".encode(), digest_size=16).hexdigest()
+        # What a LOAD sets in a pod that lives: without them here, a deploy that changes nothing else would do nothing.
+        limits = (self.compute.concurrency, self.compute.memory_limit_bytes, self.compute.ttl_seconds)
+        version = hashlib.blake2b(f"{self.bundle.version}\n{worker}\n{limits}".encode(), digest_size=16).hexdigest()
         return version, worker
 
 
@@ -148,6 +150,11 @@ class Service:
     torn_down: bool = False
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     _session: Session | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        where = self.endpoint.url if self.endpoint is not None else "not known yet"
+        state = "torn down" if self.torn_down else f"on {self.backend.name} pods at {where}"
+        return f"<kubetorch service {self.name}: {state}; has calls events logs restart status teardown curl>"
 
     # -- what calls need ---------------------------------------------------------------------------------------------
 
@@ -355,7 +362,7 @@ async def deploy(
         live = (await session.request("status")).get("code")
         if live is not None:
             if live["version"] != code.fingerprints()[0]:
-                announce(f'kubetorch: using the live service "{name}"; its code differs from the local code')
+                announce(f'kubetorch: using the live service "{name}"; its code or its limits differ from those here')
             service.interface = Interface(live["interface"], live["name"])
             return service
     lock = _deploying.setdefault(name, asyncio.Lock())
@@ -439,7 +446,8 @@ async def _load(
         raise startup_error(service.name, e) from e
     size = _human(code.bundle.size)
     if live is None:
-        return f"is ready on {service.backend.name} pods in {{took}} (sent {size})"
+        ends = f"; it ends after {_hours(compute.ttl_seconds)} without a call" if compute.ttl_seconds else ""
+        return f"is ready on {service.backend.name} pods in {{took}} (sent {size}){ends}"
     lost = f"; {meta['name']} was constructed anew, its state is lost" if service.kind == "cls" else ""
     return f"was redeployed in {{took}} (sent {size}){lost}"
 
@@ -449,6 +457,12 @@ def startup_error(name: str, cause: BaseException) -> StartupError:
     ours = isinstance(cause, WorkerDiedError)
     what = str(cause) if ours else "".join(traceback.format_exception_only(cause)).strip()
     return StartupError(f'service "{name}" could not be loaded in its pod: {what}', service=name)
+
+
+def _hours(seconds: float) -> str:
+    return (
+        f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
+    )
 
 
 def _human(size: int) -> str:

@@ -164,3 +164,29 @@ def test_pickle_in_the_pod_finds_what_the_notebook_defined(cells: Cells) -> None
     with kt.cls(cells["Model"]).to(kt.Compute(), stream_logs=False) as model:
         assert model.get() == point(5)
         assert model.whole()
+
+
+def test_a_deploy_that_changes_only_a_limit_sets_it(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    cells.run(
+        """
+        import time
+        running = []
+        def busiest():
+            running.append(1)
+            time.sleep(0.2)
+            return len(running), running.pop()
+        """
+    )
+    busiest = kt.fn(cells["busiest"]).to(kt.Compute(), stream_logs=False)
+    try:
+        assert max(c.result()[0] for c in [busiest.spawn() for _ in range(4)]) > 1
+        busiest = kt.fn(cells["busiest"]).to(kt.Compute(concurrency=1), stream_logs=False)
+        assert max(c.result()[0] for c in [busiest.spawn() for _ in range(4)]) == 1
+        capsys.readouterr()
+        kt.fn(cells["busiest"]).to(kt.Compute(concurrency=1), stream_logs=True)
+        assert "unchanged" in capsys.readouterr().out
+        assert repr(busiest.service).startswith("<kubetorch service busiest: on local pods at http://127.0.0.1:")
+    finally:
+        busiest.teardown()
+    with kt.fn(cells["busiest"], name="ends").to(kt.Compute(inactivity_ttl="90m")):
+        assert "it ends after 1.5 h without a call" in capsys.readouterr().out
