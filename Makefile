@@ -1,6 +1,6 @@
 # The commands of the project; each is one line that can also be typed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lab bench soak cluster-test clean
+.PHONY: help setup demo test lint format lab screenshots bench soak cluster-test clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,6 +43,10 @@ format: $(VENV)/.installed  ## Put the code into its form
 lab: $(VENV)/.installed  ## JupyterLab in notebooks/
 	@$(BIN)/python -c 'import jupyterlab' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[lab]'
 	@cd notebooks && ../$(BIN)/jupyter lab $(LAB_ARGS)
+
+screenshots: $(VENV)/.installed  ## The pictures in docs/images (needs Chromium on this machine)
+	@$(BIN)/python -c 'import jupyterlab, playwright' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[browser]'
+	@$(BIN)/python scripts/screenshots.py
 
 soak: setup  ## The tests that take long
 	@$(BIN)/python -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)
