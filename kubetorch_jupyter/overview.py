@@ -65,7 +65,7 @@ def _age(since: float | None, until: float | None = None) -> str:
 def _whose(owner: Any) -> str:
     if not owner:
         return ""
-    return f"{owner.get('user', '?')} {owner.get('notebook') or owner.get('pid', '')}".strip()
+    return f"{owner.get('user') or ''} {owner.get('notebook') or owner.get('pid', '')}".strip()
 
 
 def services(namespace: str | None = None) -> Table:

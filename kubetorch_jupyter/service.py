@@ -152,9 +152,8 @@ class Service:
     _session: Session | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
-        where = self.endpoint.url if self.endpoint is not None else "not known yet"
-        state = "torn down" if self.torn_down else f"on {self.backend.name} pods at {where}"
-        return f"<kubetorch service {self.name}: {state}; has calls events logs restart status teardown curl>"
+        where = "torn down" if self.torn_down or self.endpoint is None else f"{self.backend.name}, {self.endpoint.url}"
+        return f"<kubetorch service {self.name}: {where}; has calls events logs restart status teardown curl>"
 
     # -- what calls need ---------------------------------------------------------------------------------------------
 
@@ -460,9 +459,7 @@ def startup_error(name: str, cause: BaseException) -> StartupError:
 
 
 def _hours(seconds: float) -> str:
-    return (
-        f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
-    )
+    return f"{seconds / 3600:.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
 
 
 def _human(size: int) -> str:

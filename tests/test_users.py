@@ -185,8 +185,29 @@ def test_a_deploy_that_changes_only_a_limit_sets_it(cells: Cells, capsys: pytest
         capsys.readouterr()
         kt.fn(cells["busiest"]).to(kt.Compute(concurrency=1), stream_logs=True)
         assert "unchanged" in capsys.readouterr().out
-        assert repr(busiest.service).startswith("<kubetorch service busiest: on local pods at http://127.0.0.1:")
+        assert repr(busiest.service).startswith("<kubetorch service busiest: local, http://127.0.0.1:")
     finally:
         busiest.teardown()
     with kt.fn(cells["busiest"], name="ends").to(kt.Compute(inactivity_ttl="90m")):
         assert "it ends after 1.5 h without a call" in capsys.readouterr().out
+
+
+def test_a_redeploy_says_once_that_state_is_lost(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    cells.run("class Model:\n    def __init__(self, n): self.n = n\n    def get(self): return self.n")
+    kt.cls(cells["Model"]).to(kt.Compute(), init_args=[1])
+    with kt.cls(cells["Model"]).to(kt.Compute(), init_args=[2]) as model:
+        assert model.get() == 2
+        waiting = model.get.spawn()
+        assert waiting.result() == 2
+    out, err = capsys.readouterr()
+    assert (out + err).count("constructed anew") == 1
+
+
+def test_a_call_that_its_teardown_ends_says_so(cells: Cells) -> None:
+    cells.run("def sleep():\n    import time\n    time.sleep(30)")
+    handle = kt.fn(cells["sleep"]).to(kt.Compute(), stream_logs=False)
+    call = handle.spawn()
+    assert call.id
+    handle.teardown()
+    with pytest.raises(kt.CallCancelledError, match="was torn down here"):
+        call.result(timeout=10)

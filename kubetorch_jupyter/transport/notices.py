@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
+
+from pod_server.wire import FrameType
 
 from .exchange import Exchange
 
@@ -29,11 +31,12 @@ class Notices:
             text = "the instance was constructed anew while the connection was broken; what the old one held is lost"
             self._tell(text, exchanges)
 
-    def on_event(self, meta: Mapping[str, Any], exchanges: Iterable[Exchange]) -> None:
+    def on_event(self, meta: Mapping[str, Any], exchanges: Collection[Exchange]) -> None:
         """Take an EVENT."""
         if meta.get("event") == "state-lost":
             self._losses = meta.get("losses")
-            self._tell(str(meta.get("text")), exchanges)
+            if not any(exchange.type is FrameType.LOAD for exchange in exchanges):  # a deploy of ours says it itself
+                self._tell(str(meta.get("text")), exchanges)
 
     def _tell(self, text: str, exchanges: Iterable[Exchange]) -> None:
         line = f"kubetorch: {text}"

@@ -143,7 +143,8 @@ class Session:
         if self._closed:
             return
         service = self.endpoint.service
-        self._lose(CallCancelledError(f'the session with service "{service}" was closed', service=service), shut=False)
+        text = f'the session was closed: service "{service}" was torn down here, or this process ends'
+        self._lose(CallCancelledError(text, service=service), shut=False)
         await self._link.close(wire.encode(FrameType.GOODBYE, 0, {"reason": "the client closed the session"}))
 
     def _shut(self) -> None:
