@@ -278,6 +278,21 @@ class Calls:
             record.acked = True
         self.left(record)
 
+    def sweep(self, now: float) -> None:
+        """Cancel what only waits for a client that went long ago: for its upload, or for it to read more items.
+
+        Such a call would hold a thread of the worker, and keep the pod from counting as idle, for ever.
+        """
+        for record in self._pod.store:
+            gone = record.client.gone_since
+            if record.ended is not None or record.cancelled or record.subs or gone is None or now - gone < _ABSENT:
+                continue
+            frame = record.frame
+            uploading = frame is not None and bool(frame.flags & F_BULK) and record.input is None
+            starved = record.credit > 0 and record.items_base + len(record.items or ()) >= record.credit
+            if uploading or starved:
+                self.cancel(record, "abandoned")
+
     def left(self, record: Record) -> None:
         """A reader of a record has gone."""
         if record.acked and not record.subs:

@@ -136,6 +136,7 @@ class Pod:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP)
+            self.calls.sweep(time.time())
             self.store.sweep(time.time())
 
     def stop(self, reason: str) -> None:
