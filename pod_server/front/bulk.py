@@ -183,6 +183,16 @@ class BulkStore:
             raise
         return name
 
+    def remove_unsent(self, pid: int | None) -> None:
+        """Remove what a worker that has died wrote without sending the frame that names it."""
+        try:
+            names = os.listdir(self.dir)
+        except FileNotFoundError:
+            return  # the user's code has removed it all
+        for name in names:
+            if name.startswith(f"w{pid}-") and name not in self._offered:
+                self.remove(name)
+
     def close(self) -> None:
         """Remove the directory."""
         shutil.rmtree(self.dir, ignore_errors=True)
@@ -195,6 +205,10 @@ class BulkStore:
         waiting = self._announced.pop((client, channel), None)
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
+
+    def expects(self, client: str, channel: int) -> bool:
+        """Whether a call's payload has not come (whole) yet."""
+        return (client, channel) in self._uploads
 
     def give_up(self, client: str, channel: int) -> None:
         """The payload isn't wanted any more."""

@@ -165,17 +165,21 @@ class Calls:
         frame = record.frame
         if frame is None:
             return
+        if record.input is None:
+            raw = on_channel(frame.raw, record.number)
+        else:
+            try:
+                raw = encode(FrameType.CALL, record.number, {**record.meta, "file": record.input}, (), frame.flags)
+            except WireError as e:  # no room in the frame for the file's name
+                self.fail(record, {"type": "PayloadTooLargeError", "message": f"the call has too many parts: {e}"})
+                return
         record.frame = None
         record.worker = worker
         record.state = State.RUNNING
         record.started = time.time()
         worker.calls[record.number] = record
         worker.served = True
-        if record.input is None:
-            worker.send(on_channel(frame.raw, record.number))
-        else:
-            meta = {**record.meta, "file": record.input}
-            worker.send(encode(FrameType.CALL, record.number, meta, (), frame.flags))
+        worker.send(raw)
         record.meta = {}
         if self._pod.events.debug:
             self._pod.events.add("call-start", call=record.public_id(self._pod.params.name), worker=worker.number)
@@ -287,8 +291,7 @@ class Calls:
             gone = record.client.gone_since
             if record.ended is not None or record.cancelled or record.subs or gone is None or now - gone < _ABSENT:
                 continue
-            frame = record.frame
-            uploading = frame is not None and bool(frame.flags & F_BULK) and record.input is None
+            uploading = self._pod.bulk.expects(record.client.id, record.seq)
             starved = record.credit > 0 and record.items_base + len(record.items or ()) >= record.credit
             if uploading or starved:
                 self.cancel(record, "abandoned")
@@ -314,7 +317,7 @@ class Calls:
             if kind is FrameType.RESULT:
                 record = worker.calls.pop(frame.channel, None)
                 if record is not None:
-                    self._result(record, frame)
+                    self.result(record, frame)
                     worker.less()
                     if worker.retired:
                         self._pod.supervisor.settle(worker)
@@ -355,7 +358,8 @@ class Calls:
         self._pod.store.add_item(record, raw, file)
         record.notify()
 
-    def _result(self, record: Record, frame: Frame) -> None:
+    def result(self, record: Record, frame: Frame) -> None:
+        """A call's or a load's RESULT, as its worker sent it."""
         raw, file = self._payload(frame)
         if record.ended is not None:
             # It has timed out: nobody waits for it, but now it is over in the worker too.

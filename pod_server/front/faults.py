@@ -6,9 +6,9 @@ import time
 from collections import deque
 from typing import Any
 
-from ..wire import F_ERROR, Frame, FrameType, encode
+from ..wire import F_ERROR, Decoder, Frame, FrameType, encode
 
-__all__ = ["Events", "Violation", "error_of", "failure"]
+__all__ = ["Events", "Violation", "error_of", "failed", "failure"]
 
 
 class Violation(Exception):
@@ -40,6 +40,12 @@ def failure(error: dict[str, Any]) -> bytes:
     """
     message = str(error.get("message", ""))
     return encode(FrameType.RESULT, 0, {"error": {**error, "message": message[:8000]}}, (), F_ERROR)
+
+
+def failed(error: dict[str, Any]) -> Frame:
+    """The same as a frame."""
+    [frame] = Decoder().feed(failure(error))
+    return frame
 
 
 def error_of(frame: Frame) -> dict[str, Any]:

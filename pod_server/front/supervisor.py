@@ -12,8 +12,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from ..wire import F_BULK, F_ERROR, Frame, FrameType, encode
-from .faults import error_of, failure
+from ..wire import F_BULK, F_ERROR, Frame, FrameType, WireError, encode
+from .faults import error_of, failed, failure
 from .fleet import Fleet
 from .records import Client, Record, State
 from .worker import Code, Worker, WorkerDied, death
@@ -216,7 +216,7 @@ class Supervisor:
             return
         if answer.flags & F_ERROR:
             self._load_failed(code, error_of(answer))
-        self._finish(record, answer.raw, State.FAILED if answer.flags & F_ERROR else State.DONE)
+        self._pod.calls.result(record, answer)
 
     async def _put_in_place(self, code: Code, record: Record) -> Frame:
         """Load code where the rules say so, and have it get the calls if that worked; the worker's RESULT."""
@@ -281,7 +281,7 @@ class Supervisor:
 
     async def _spawn(self, code: Code, record: Record) -> Worker:
         """A new worker for a LOAD; the client may cancel while it comes."""
-        worker = await self.fleet.spawn(code, self._memory_limit(code))
+        worker = await self.fleet.spawn(code, code.memory_limit(self._pod.params.memory_limit))
         if record.cancelled is not None:
             self.fleet.kill(worker, {"message": "was ended because its load was cancelled", "cause": "restart"})
             raise _Cancelled
@@ -330,7 +330,7 @@ class Supervisor:
         record = self._pod.store.add(self._own, self._own.high_water, "", "load")
         record.log = self._pod.store.service_log
         try:
-            worker = await self.fleet.spawn(code, self._memory_limit(code))
+            worker = await self.fleet.spawn(code, code.memory_limit(self._pod.params.memory_limit))
             self._reviving = worker
             answer = await self._send_load(worker, code, record)
         except WorkerDied as e:
@@ -344,8 +344,6 @@ class Supervisor:
             self._revival_failed({**error_of(answer), "type": "StartupError"})
             return
         self._install(worker, code, again=True)
-        for done in self._take_restarts():
-            done(None)
         self._release()
 
     async def _pause(self, delay: float) -> None:
@@ -402,22 +400,27 @@ class Supervisor:
         record.state = State.RUNNING
         record.started = time.time()
         meta, flags = {k: v for k, v in code.meta.items() if k != "file"}, 0
-        if code.file is not None:
-            flags = F_BULK
-            meta["file"] = self._pod.bulk.duplicate(code.file)
         try:
             if worker.dead:
                 raise WorkerDied(death(worker, self._pod.params.name))
-            worker.send(encode(FrameType.LOAD, record.number, meta, code.buffers, flags))
+            try:
+                if code.file is not None:
+                    flags, meta["file"] = F_BULK, self._pod.bulk.duplicate(code.file)
+                frame = encode(FrameType.LOAD, record.number, meta, code.buffers, flags)
+            except (OSError, WireError) as e:  # no room for another name of the file, or for that name in the frame
+                return failed({"type": "StartupError", "message": f"the code can't be handed to a worker: {e}"})
+            worker.send(frame)
             return await answer
         finally:
             del self._answers[record.number]
-            if flags:
+            if "file" in meta:
                 self._pod.bulk.remove(meta["file"])
 
     def _install(self, worker: Worker, code: Code, *, again: bool = False) -> None:
         """From here on this worker, with this code, gets the calls."""
         before = self.code
+        # A restart that was asked for is done with any new worker: with that of a redeploy too.
+        restarts = self._take_restarts() if worker is not self.current else []
         self._adopt_limits(code, worker)
         worker.fingerprint = code.worker
         worker.loaded_at = time.monotonic()
@@ -438,15 +441,11 @@ class Supervisor:
             why = "since its worker ended" if again else "by a redeploy"
             text = f"{before.meta.get('name')} was constructed anew, {why}; what the old instance held is lost"
             self._pod.tell("state-lost", text, losses=self.losses)
-
-    def _memory_limit(self, code: Code) -> int | None:
-        limit = code.meta.get("memory_limit")
-        if limit is None:
-            limit = self._pod.params.memory_limit
-        return int(limit) if isinstance(limit, (int, float)) and limit > 0 else None
+        for done in restarts:
+            done(None)
 
     def _adopt_limits(self, code: Code, worker: Worker) -> None:
-        worker.memory_limit = self._memory_limit(code)
+        worker.memory_limit = code.memory_limit(self._pod.params.memory_limit)
         if "ttl" in code.meta:
             ttl = code.meta["ttl"]
             self._pod.life.set_ttl(float(ttl) if type(ttl) in (int, float) and ttl > 0 else None)
@@ -479,6 +478,7 @@ class Supervisor:
             fields = {k: v for k, v in error.items() if k not in ("type", "message")}
             self._pod.tell("worker-died", str(error.get("message")), worker=worker.number, pid=worker.pid, **fields)
         self._pod.calls.worker_lost(worker, error)
+        self._pod.bulk.remove_unsent(worker.pid)
         for expected, answer in list(self._answers.values()):
             if expected is worker and not answer.done():
                 answer.set_exception(WorkerDied(error))

@@ -53,6 +53,13 @@ class Code:
         out["since"] = self.since
         return out
 
+    def memory_limit(self, default: int | None) -> int | None:
+        """Bytes that a worker with this code may hold; None: no limit."""
+        limit = self.meta.get("memory_limit")
+        if limit is None:
+            limit = default
+        return int(limit) if isinstance(limit, (int, float)) and limit > 0 else None
+
 
 #: Characters that the names in a LOAD may have, and all of what says who deploys: every WELCOME repeats them.
 _NAME = 1000

@@ -36,6 +36,10 @@ def test_only_what_waits_for_its_client_is_cancelled(tmp_path: Path) -> None:
             for i in range(items):
                 pod.store.add_item(record, encode(FrameType.ITEM, record.number, {"i": i}), None)
 
+        # Its payload is here: a LOAD that is being done, or a call that waits for a worker.
+        complete = call(5, F_BULK, lens=[100_000])
+        pod.life.began(complete)
+
         client.gone_since = time.time()
         pod.calls.sweep(time.time() + 60)
         assert not any(r.cancelled for r in pod.store)
@@ -44,7 +48,8 @@ def test_only_what_waits_for_its_client_is_cancelled(tmp_path: Path) -> None:
         assert uploading.ended is not None
         assert starved.state == State.CANCELLING
         assert [reading.state, plain.state] == [State.RUNNING] * 2
-        assert pod.life.active == 3
+        assert complete.state == State.QUEUED
+        assert pod.life.active == 4
         # It waits for nothing any more.
         assert await pod.bulk.put(client.id, 1, asyncio.Queue().get) == (409, "no call waits for this upload")
         pod.life.close()

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from pod_server.front.bulk import BulkStore, _range_start
-from pod_server.wire import F_BULK, FrameType
+from pod_server.wire import F_BULK, F_ERROR, Frame, FrameType
 
-from .podtools import TOKEN, Client, Front, Zygote, played, until_async
+from .podtools import TOKEN, Client, Front, Worker, Zygote, played, until_async
 
 Scenario = Callable[[Front, Zygote, Client], Coroutine[Any, Any, None]]
 HEADERS = {"X-Kubetorch-Token": TOKEN}
@@ -197,6 +197,63 @@ def test_bulk_load_is_kept_for_the_next_worker() -> None:
         zygote.on_load = lambda worker, frame: worker.loaded(frame)
         await client.value(await client.load("v3"))
         assert files(front) == []
+
+    play(scenario)
+
+
+def test_code_that_cannot_be_handed_on_fails_its_load_only() -> None:
+    async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
+        # The file of the first worker's bundle goes, behind the front's back: there is nothing for the next one.
+        def load(worker: Worker, frame: Frame) -> None:
+            os.unlink(os.path.join(front.dir, "bulk", "f1"))
+            worker.loaded(frame)
+
+        zygote.on_load = load
+        client.seq += 1
+        meta = {"version": "v2", "worker": "w1", "kind": "fn", "lens": [100]}
+        await client.send(FrameType.LOAD, client.seq, meta, (), F_BULK)
+        assert await asyncio.to_thread(put, front, client.id, client.seq, bytes(100)) == 204
+        await client.value(client.seq)
+        await zygote.last.die(9)
+        await client.until(lambda: any(e["event"] == "worker-died" for e in client.events))
+        error = await client.error(await client.call("version"))
+        assert error["type"] == "StartupError"
+        assert "can't be handed to a worker" in error["message"]
+        zygote.on_load = lambda worker, frame: worker.loaded(frame)
+        await client.value(await client.load("v3"))
+        assert await client.run("version") == b"v3"
+
+    play(scenario)
+
+
+def test_the_large_error_of_a_load_can_be_fetched() -> None:
+    async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
+        def refuse_at_length(worker: Worker, frame: Frame) -> None:
+            with open(os.path.join(front.dir, "bulk", "traceback"), "wb") as f:
+                f.write(b"x" * 100_000)
+            meta = {"error": {"type": "user", "message": "deep"}, "file": "traceback", "lens": [100_000]}
+            worker.result(frame.channel, meta=meta, flags=F_ERROR | F_BULK)
+
+        zygote.on_load = refuse_at_length
+        load = await client.load("v2")
+        await client.result(load)
+        assert await asyncio.to_thread(get, front, "traceback") == (200, b"x" * 100_000, None)
+        assert (await client.error(load))["message"] == "deep"
+        await client.run("version")
+        assert files(front) == []
+
+    play(scenario)
+
+
+def test_files_that_a_dead_worker_never_announced_go() -> None:
+    async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
+        seq = await client.call("big", b"%d" % MIB)
+        await client.result(seq)
+        place(front, f"w{os.getpid()}-abc-7", b"half a result")
+        await zygote.last.die(9)
+        await client.until(lambda: any(e["event"] == "worker-ready" for e in client.events))
+        assert files(front) == [client.results[seq].meta["file"]]
+        await client.value(seq)
 
     play(scenario)
 

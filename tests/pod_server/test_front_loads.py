@@ -502,6 +502,23 @@ def test_restart_request() -> None:
     play(scenario)
 
 
+def test_a_restart_during_a_load_is_answered_by_the_new_worker() -> None:
+    async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
+        old, gate = zygote.last, Gate(zygote)
+        load = await client.load("v2")
+        await gate.next()
+        restart = asyncio.create_task(client.request("restart"))
+        await until_async(lambda: old.dead)
+        worker, frame = await gate.next()
+        assert worker is not old
+        worker.loaded(frame)
+        assert await restart == {"restarted": True}
+        await client.value(load)
+        assert await client.run("version") == b"v2"
+
+    play(scenario)
+
+
 def test_restart_without_code() -> None:
     async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
         assert (await client.request("restart"))["error"]["type"] == "NotDeployedError"
