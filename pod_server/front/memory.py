@@ -60,6 +60,10 @@ def proportional(pid: int) -> int:
     return 0
 
 
+def _proportional(pids: list[int]) -> int:
+    return sum(map(proportional, pids))
+
+
 class MemoryWatch:
     """Looks at the workers that have a limit.
 
@@ -82,19 +86,20 @@ class MemoryWatch:
             fleet = self._supervisor.fleet
             limited = [w for w in fleet.workers.values() if w.memory_limit is not None and w.pid is not None]
             for worker in limited:
-                self._check(worker)
+                await self._check(worker)
             busy = any(w.calls or w.loaded_at is None for w in limited)
             await asyncio.sleep(_BUSY if busy else _IDLE)
 
-    def _check(self, worker: Worker) -> None:
+    async def _check(self, worker: Worker) -> None:
         limit, pid = worker.memory_limit, worker.pid
         if limit is None or pid is None or worker.killed_for is not None:
             return
         pids = descendants(pid)
         used = sum(map(resident, pids))
         if used > limit and len(pids) > 1:
-            # Forked children share most of what they seem to hold.
-            used = sum(map(proportional, pids))
+            # Forked children share most of what they seem to hold. The system looks at each of their pages for this,
+            # which takes long when they are large: not on the loop.
+            used = await self._loop.run_in_executor(None, _proportional, pids)
         if used > limit:
             text = f"was killed: it and its children held {used >> 20} MiB, its memory_limit is {limit >> 20} MiB"
             self._supervisor.fleet.kill(worker, {"message": text, "cause": "oom", "limit": limit})
