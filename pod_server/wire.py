@@ -62,6 +62,8 @@ F_ENTRY = 0x04
 
 Buffer = bytes | bytearray | memoryview
 
+#: One for all frames: `json.dumps` makes a new encoder at each call.
+_to_json = json.JSONEncoder(separators=(",", ":")).encode
 _HEADER = struct.Struct("<IBBHQI")
 _U32 = struct.Struct("<I")
 _CHANNEL = struct.Struct("<Q")
@@ -184,7 +186,7 @@ def encode(
     >>> frame.type.name, frame.meta
     ('PING', {'t': 1})
     """
-    raw_meta = json.dumps(meta, separators=(",", ":")).encode() if meta else b""
+    raw_meta = _to_json(meta).encode() if meta else b""
     n = len(buffers)
     if not n:
         size = 20 + len(raw_meta)
