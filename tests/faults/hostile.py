@@ -139,7 +139,9 @@ class Mutator:
     def client(self) -> str:
         """A client id that nobody has."""
         self._number += 1
-        return wire._to_ulid((1 << 120) | (self._seed << 84) | (self._number << 48))
+        # Far apart: a flipped bit in one must not make another.
+        scattered = self._number * 0x9E3779B97F4A7C15 % (1 << 36)
+        return wire._to_ulid((1 << 120) | (self._seed << 84) | (scattered << 48))
 
     def hello(self, client: str | None = None, **changed: Any) -> bytes:
         """A valid HELLO, or one with other fields."""
