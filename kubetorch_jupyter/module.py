@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from . import shipping
-from .calls import CallOptions, decode_error
+from .calls import CallOptions, load_error
 from .compute import Compute
 from .config import config
 from .errors import ConfigError, NotDeployedError
@@ -22,7 +22,6 @@ from .service import (
     open_deploy_output,
     pack,
     service_name,
-    startup_error,
     take_code,
 )
 from .transport.portal import get_portal
@@ -185,8 +184,8 @@ class Module:
             try:
                 get_portal().run(up(bundle))
             except RemoteFailure as e:
-                cause = decode_error(e.meta, e.buffers)
-                raise startup_error(service_name(self._source.name), cause) from cause
+                error = load_error(e, service_name(self._source.name))
+                raise error from error.__cause__
         return self
 
     async def to_async(
@@ -210,8 +209,8 @@ class Module:
         try:
             await get_portal().wrap(run())
         except RemoteFailure as e:
-            cause = decode_error(e.meta, e.buffers)
-            raise startup_error(service_name(self._source.name), cause) from cause
+            error = load_error(e, service_name(self._source.name))
+            raise error from error.__cause__
         return self
 
     def _deploying(

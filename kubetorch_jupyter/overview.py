@@ -14,8 +14,9 @@ from .backends import get_backend
 from .backends.base import ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
-from .errors import ConnectionFailedError, UnknownCallError
+from .errors import KubetorchError, UnknownCallError
 from .service import Service, find_service
+from .transport.listing import all_calls
 from .transport.portal import get_portal
 from .transport.session import get_session
 
@@ -75,7 +76,7 @@ def services(namespace: str | None = None) -> Table:
     --------
     >>> services()    # doctest: +SKIP
     NAME         WHERE  STATE    AGE  WHOSE            ASKS FOR
-    train-model  local  running  2m   ada first.ipynb  cpus=1
+    train-model  local  running  2.0m ada first.ipynb  cpus=1
     """
     backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
     found = sorted(get_portal().run(backend.list()), key=lambda s: s.created)
@@ -102,10 +103,10 @@ def calls(service: str | None = None) -> Table:
     async def ask(info: ServiceInfo) -> list[dict[str, Any]]:
         assert info.endpoint is not None
         try:
-            answer = await (await get_session(info.endpoint)).request("calls")
-        except (ConnectionFailedError, OSError) as e:
+            rows = await all_calls(await get_session(info.endpoint))
+        except (KubetorchError, OSError) as e:  # it may end at this moment, or be deployed anew
             return [{"id": "", "service": info.name, "f": "", "state": "unreachable", "error": str(e), "started": None}]
-        return [{**row, "service": info.name} for row in answer["calls"]]
+        return [{**row, "service": info.name} for row in rows]
 
     async def collect() -> list[dict[str, Any]]:
         found = [s for s in await get_backend(Compute()).list() if s.endpoint is not None]

@@ -16,7 +16,6 @@ import os
 import re
 import sys
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 from . import shipping
 from .backends import get_backend
 from .backends.base import Backend, Event, ServiceSpec
+from .calls import load_error, startup_error
 from .compat import setup_hooks
 from .compute import Compute
 from .errors import (
@@ -33,15 +33,15 @@ from .errors import (
     NotDeployedError,
     PodLostError,
     ServiceNotFoundError,
-    StartupError,
     WorkerDiedError,
 )
 from .identity import describe_client
 from .interface import Interface
 from .streams import Output, open_output
 from .transport.endpoint import Endpoint
+from .transport.listing import all_calls, all_events
 from .transport.portal import get_portal
-from .transport.session import Session, get_session
+from .transport.session import RemoteFailure, Session, get_session
 
 __all__ = ["Announcer", "Service", "deploy", "find_service", "service_name"]
 
@@ -194,15 +194,19 @@ class Service:
     async def _deploy_again(self, lost: Endpoint, reason: str) -> Session:
         async with self._lock:
             if self.endpoint is lost:
-                if self.code is None:
-                    self.endpoint = None
+                info = await self.backend.find(self.name)
+                if info is not None and info.endpoint is not None and info.endpoint != lost:
+                    # Somebody has deployed it anew, perhaps this handle itself: that pod is not ours to replace.
+                    self.endpoint = info.endpoint
+                elif self.code is None:
                     raise PodLostError(
                         f'service "{self.name}" has ended ({reason}), and this handle has no code to deploy it again; '
                         "deploy it with .to(...) from where its code is",
                     )
-                announce = Announcer()
-                announce(f'kubetorch: service "{self.name}" has ended ({reason}); deploying it again')
-                await _bring_up(self, self.code, announce, None)
+                else:
+                    announce = Announcer()
+                    announce(f'kubetorch: service "{self.name}" has ended ({reason}); deploying it again')
+                    await _bring_up(self, self.code, announce, None)
             assert self.endpoint is not None
             return await self._connect(self.endpoint)
 
@@ -213,23 +217,23 @@ class Service:
 
     def calls(self) -> list[dict[str, Any]]:
         """The calls that run and the last ones that ended, as dicts with ``id f state started ended by``."""
-        return list(_run(self._request("calls"))["calls"])
+        return self._ask(lambda: self._list(all_calls))
 
     def events(self) -> list[dict[str, Any]]:
         """What happened to this service, in order (loads, deaths, restarts), as dicts with ``n time event text``."""
-        return list(_run(self._request("events"))["events"])
+        return self._ask(lambda: self._list(all_events))
 
     def logs(self) -> str:
         """What was written outside of any call: while loading, by threads that no call started, by C code."""
-        return str(_run(self._request("service_log"))["text"])
+        return str(self._ask(lambda: self._request("service_log"))["text"])
 
     def status(self) -> dict[str, Any]:
         """The pod's own word on itself: ``state``, ``worker`` (pid), ``calls`` (in flight), ``code``."""
-        return _run(self._request("status"))
+        return self._ask(lambda: self._request("status"))
 
     def restart(self) -> None:
         """Replace the worker process; calls in flight end with ``WorkerDiedError(cause="restart")``, state is lost."""
-        _run(self._request("restart"))
+        self._ask(lambda: self._request("restart"))
 
     def teardown(self) -> None:
         """End the service and remove everything that belongs to it; returns when that is done.
@@ -270,6 +274,17 @@ class Service:
             return [event async for event in self.backend.watch(self.name)]
 
         return _run(collect())
+
+    def _ask(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        __tracebackhide__ = True
+        try:
+            return _run(make())
+        except RemoteFailure as e:  # the pod had ended, and its code can't be loaded any more
+            error = load_error(e, self.name)
+            raise error from error.__cause__
+
+    async def _list(self, every: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+        return await every(await self.session())
 
     async def _request(self, op: str, **fields: Any) -> dict[str, Any]:
         return await (await self.session()).request(op, **fields)
@@ -360,6 +375,11 @@ async def deploy(
         await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
         live = (await session.request("status")).get("code")
         if live is not None:
+            if live["kind"] != service.kind:
+                raise ConfigError(
+                    f'the live service "{name}" is a {live["kind"]}, and get_if_exists= would use it as a '
+                    f"{service.kind}: give another name=, or tear it down"
+                )
             if live["version"] != code.fingerprints()[0]:
                 announce(f'kubetorch: using the live service "{name}"; its code or its limits differ from those here')
             service.interface = Interface(live["interface"], live["name"])
@@ -387,16 +407,20 @@ async def _bring_up(service: Service, code: Code, announce: Announcer, output: O
         if text:
             announce(f"kubetorch: {text}")
 
+    before = await service.backend.find(service.name)
     endpoint = await service.backend.apply(spec, progress)
     live: dict[str, Any] | None = None
+    # Whether the pod is to go if this fails: it came up for this, or lives without any code.
+    ours = before is None or before.endpoint != endpoint
     try:
         session = await service._connect(endpoint)
         await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
         live = (await session.request("status")).get("code")
+        ours = live is None
         done = await _load(service, code, session, live, announce, output)
     except BaseException:
         # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
-        if live is None:
+        if ours:
             await asyncio.shield(service.backend.delete(service.name))
         else:
             announce(f'kubetorch: "{service.name}" goes on with the code that it had')
@@ -451,13 +475,6 @@ async def _load(
     return f"was redeployed in {{took}} (sent {size}){lost}"
 
 
-def startup_error(name: str, cause: BaseException) -> StartupError:
-    """What ``.to`` raises, from ``cause``, when the user's own code failed while it was loaded."""
-    ours = isinstance(cause, WorkerDiedError)
-    what = str(cause) if ours else "".join(traceback.format_exception_only(cause)).strip()
-    return StartupError(f'service "{name}" could not be loaded in its pod: {what}', service=name)
-
-
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
 
@@ -480,6 +497,8 @@ async def find_service(name: str, namespace: str | None = None) -> Service:
     """
     backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
     info = await backend.find(name)
+    if info is not None and info.state == "starting":
+        raise ServiceNotFoundError(f'service "{name}" is being deployed; try again in a moment')
     if info is None or info.endpoint is None:
         where = f"in namespace {namespace}" if namespace else "on this machine"
         known = ", ".join(sorted(s.name for s in await backend.list())) or "none"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from .failures import decode_error, load_error, startup_error
 from .generators import AsyncItems, Items, iterate, iterate_async
 from .handle import Call, attach_call, recent_calls, spawn
 from .invocation import invoke, invoke_async
 from .mapping import Mapping, map_calls
-from .run import decode_error
 from .target import CallOptions, Target
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "invoke_async",
     "iterate",
     "iterate_async",
+    "load_error",
     "map_calls",
     "recent_calls",
     "spawn",
+    "startup_error",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import asyncio
+import contextvars
 import functools
 import html
 import threading
@@ -44,7 +45,8 @@ class _HeldRun(Run):
 
     def on_error(self, error: Exception) -> None:
         super().on_error(error)
-        self.begun()
+        if self.outcome is not None:  # and it isn't begun on another pod
+            self.begun()
 
 
 class _AttachedRun(_HeldRun):
@@ -273,11 +275,12 @@ class Call(Generic[T]):
         bool
             False if it had ended already.
         """
-        if self._ended:
-            return False
-        self._cancel_wanted = True
-        self._run.cancel("user")
-        return True
+        with self._lock:  # or a retry that begins at this moment would be missed
+            if self._ended:
+                return False
+            self._cancel_wanted = True
+            self._run.cancel("user")
+            return True
 
     def logs(self) -> str:
         """What it has printed so far, also what isn't shown anywhere (``stream_logs=False``).
@@ -384,8 +387,11 @@ def spawn(
     """
     payload: Payload = encode_arguments(args, kwargs, options, snapshot=True)
 
+    here = contextvars.copy_context()
+
     def make() -> _HeldRun:
-        return _HeldRun(target, method, payload, options, mode="spawn")
+        # A retry begins in another thread; its output belongs to this cell all the same.
+        return here.copy().run(lambda: _HeldRun(target, method, payload, options, mode="spawn"))
 
     return Call(target, method or target.label, None, make, options.retries)
 

@@ -15,7 +15,7 @@ import queue
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
-from pod_server import exceptions, serialization, wire
+from pod_server import serialization, wire
 from pod_server.wire import FrameType, LogKind
 
 from ..errors import (
@@ -26,13 +26,12 @@ from ..errors import (
     PodLostError,
     SerializationError,
     WorkerDiedError,
-    from_wire,
-    remote_error,
 )
 from ..streams import Output, open_output
-from ..transport.exchange import Exchange
+from ..transport.exchange import Exchange, RemoteFailure
 from ..transport.portal import get_inlet, get_portal
 from ..transport.session import Session
+from .failures import decode_error, load_error
 from .target import CallOptions, Target
 
 __all__ = ["DRAIN", "Bell", "Outcome", "Payload", "Run", "decode_error", "encode_arguments", "nobody"]
@@ -81,28 +80,6 @@ def encode_arguments(
         raise PayloadTooLargeError(str(e), size=e.size, limit=serialization.MAX_BYTES) from None
     except serialization.EncodeError as e:
         raise SerializationError(str(e), type_name=e.type_name, path=e.path) from e.__cause__
-
-
-def decode_error(
-    meta: Mapping[str, Any],
-    buffers: Sequence[wire.Buffer],
-    *,
-    service: str | None = None,
-    call_id: str | None = None,
-) -> BaseException:
-    """The exception of a RESULT with ``F_ERROR``; in the caller's thread, since the user's classes are made here.
-
-    Parameters
-    ----------
-    meta, buffers
-        As they came; also those of `transport.session.RemoteFailure`, which ``Session.load`` raises.
-    service, call_id
-        What it was about.
-    """
-    error = meta.get("error") or {}
-    if error.get("type") != "user":
-        return from_wire(error, service=service, call_id=call_id)
-    return exceptions.decode(buffers, remote_error)
 
 
 class Bell:
@@ -244,7 +221,8 @@ class Run(Exchange):
         else:
             self._begin_on(session)
         finally:
-            self._starting = None
+            if self._starting is asyncio.current_task():  # and not the second attempt, which `on_error` may have begun
+                self._starting = None
 
     def _begin_on(self, session: Session) -> None:
         if self.options.timeout is not None and self._timer is None:
@@ -425,8 +403,10 @@ class Run(Exchange):
         __tracebackhide__ = True
         outcome = self.outcome
         assert outcome is not None
-        if isinstance(outcome, Exception):
-            error: BaseException = outcome
+        if isinstance(outcome, RemoteFailure):  # the service was deployed again for this call, or would have been
+            error: BaseException = load_error(outcome, self.target.name)
+        elif isinstance(outcome, Exception):
+            error = outcome
         else:
             flags, meta, buffers = outcome
             if not flags & wire.F_ERROR:

@@ -51,7 +51,7 @@ class _Cell:
     def enter(self, output: Output) -> int:
         self.running.add(output)
         if len(self.running) > 1:
-            for each in self.running:
+            for each in list(self.running):
                 each.prefixed = True
         return next(self._numbers)
 
@@ -65,7 +65,8 @@ class _Cell:
 
 
 _cells: dict[str, _Cell] = {}
-_cells_lock = threading.Lock()
+#: Reentrant: an iterator that is forgotten leaves its cell while its thread collects garbage, perhaps in here.
+_cells_lock = threading.RLock()
 
 
 def _forget(cell: _Cell) -> None:
@@ -365,7 +366,7 @@ def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
 def _after_fork() -> None:
     global _cells, _cells_lock
     _cells = {}
-    _cells_lock = threading.Lock()
+    _cells_lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
