@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -25,7 +26,9 @@ NEW, RUNNING, ENDED = range(3)
 
 #: The longest message of an error that a frame carries beside the exception itself.
 _MESSAGE = 4000
-_TRACEBACK = 24_000
+#: The same for who can't unpickle, in bytes of JSON, where a character may take twelve.
+_JSON_MESSAGE = 16_000
+_JSON_TRACEBACK = 32_000
 
 
 class CallError(Exception):
@@ -208,8 +211,13 @@ def user_fields(exc: BaseException, ser: str) -> dict[str, Any]:
     """The ``error`` of an exception of the user's code; as text too for who can't unpickle."""
     fields = {"type": "user", "message": exceptions.message(exc)[:_MESSAGE]}
     if ser != "pickle":
-        fields["class"] = type(exc).__qualname__
-        fields["traceback"] = exceptions.format(exc)[-_TRACEBACK:]
+        message = fields["message"]
+        while len(json.dumps(message)) > _JSON_MESSAGE:
+            message = message[: len(message) * 7 // 8]
+        text = exceptions.format(exc)[-_JSON_TRACEBACK:]
+        while len(json.dumps(text)) > _JSON_TRACEBACK:
+            text = text[len(text) // 8 + 1 :]
+        fields.update({"message": message, "class": type(exc).__qualname__[:_MESSAGE], "traceback": text})
     return fields
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import traceback
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
-from ..wire import LogKind
 from .calls import Call, Failure, Items, Outcome, Value
 from .output import current_log
 from .watchdog import Watchdog
@@ -78,7 +76,7 @@ class Coroutines:
             try:
                 dispatcher.finish(call, outcome if outcome is not None else Failure(asyncio.CancelledError()))
             except Exception:
-                dispatcher.hub.service.write(LogKind.STDERR, traceback.format_exc().encode())
+                dispatcher.blunder(call)
             outcome = None  # an exception refers to this frame by its traceback
             call.task = None
 

@@ -187,17 +187,7 @@ class Dispatcher:
                 self.finish(call, outcome)
         except BaseException:
             # Nothing of the user's gets here; what does must not cost the pool its thread, nor the caller his answer.
-            self.hub.service.write(LogKind.STDERR, traceback.format_exc().encode())
-            if not call.end():
-                return
-            self.finish(
-                call,
-                Failure(
-                    CallError(
-                        "StartupError", "the worker failed in a way that is an error of its own; see the service's log"
-                    )
-                ),
-            )
+            self.blunder(call)
         finally:
             outcome = None  # an exception refers to this frame by its traceback
 
@@ -346,6 +336,13 @@ class Dispatcher:
         self.calls.pop(call.id, None)
         self._release(call)
         call.log.flush(frame=result)
+
+    def blunder(self, call: Call) -> None:
+        """End a call that `finish` could not end, because of the error that is being handled: one of our own."""
+        self.hub.service.write(LogKind.STDERR, traceback.format_exc().encode("utf-8", "backslashreplace"))
+        if call.end():
+            text = "the worker failed in a way that is an error of its own; see the service's log"
+            self.finish(call, Failure(CallError("StartupError", text)))
 
     def abandon(self, call: Call) -> None:
         """Give away the place of a call that was cancelled and doesn't end."""

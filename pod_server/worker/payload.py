@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..serialization import nbytes
-from ..wire import F_BULK, F_ERROR, INLINE_LIMIT, Frame, FrameType, encode
+from ..wire import F_BULK, F_ERROR, INLINE_LIMIT, Frame, FrameType, WireError, encode
 
 __all__ = ["Bulk", "arguments"]
 
@@ -81,10 +81,14 @@ class Bulk:
         OSError
             When the file can't be written.
         """
-        if len(buffers) == 1 and len(buffers[0]) <= INLINE_LIMIT:
+        if len(buffers) == 1 and len(buffers[0]) <= INLINE_LIMIT and not flags & F_ERROR:
             return encode(type, channel, meta, buffers, flags)
         if nbytes(buffers) + 4 * len(buffers) <= INLINE_LIMIT:
-            return encode(type, channel, meta, buffers, flags)
+            try:
+                return encode(type, channel, meta, buffers, flags)
+            except WireError:
+                if not buffers:
+                    raise  # a long meta, an error's message perhaps, takes the room of the buffers
         if len(buffers) > 1 and "ser" not in meta and not flags & F_ERROR and len(buffers[0]) % _ALIGN:
             # What follows a pickle's end is not looked at, so it can be as long as the arrays behind it like. An
             # exception begins with JSON, which nothing may follow.

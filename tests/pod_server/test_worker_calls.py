@@ -344,6 +344,29 @@ def test_bulk_directory_gone(front: FakeFront) -> None:
     assert front.call() == bytes(100_000)
 
 
+@pytest.mark.parametrize("letter", ["x", "ж", "\N{PILE OF POO}"])
+def test_long_messages_in_any_script(front: FakeFront, letter: str) -> None:
+    # In the JSON of a meta a character may take six or twelve bytes, which the payload beside it must make room for.
+    def fail(n: int) -> None:
+        raise ValueError(letter * n)
+
+    async def fail_async(n: int) -> None:
+        fail(n)
+
+    for function in (fail, fail_async):
+        front.deploy(function)
+        for n in range(500, 5000, 250):
+            with pytest.raises(ValueError, match=f"^{letter}{{{n}}}$"):
+                front.call(n)
+    record = front.start(20_000, _meta={"ser": "json"})
+    with pytest.raises(ValueError, match=f"^{letter}{{20000}}$"):
+        record.wait()
+    error = record.meta["error"]
+    assert error["class"] == "ValueError"
+    assert error["message"] == letter * len(error["message"])
+    assert error["traceback"].rstrip().endswith(letter * 2000)
+
+
 def test_ping(front: FakeFront) -> None:
     front.send(encode(FrameType.PING, meta={"t": 1}))
     front.service.until(lambda r: True)
