@@ -9,7 +9,7 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from ..wire import F_BULK, F_ERROR, INLINE_LIMIT, Decoder, Frame, FrameType, encode, new_client_id
+from ..wire import F_BULK, F_ERROR, INLINE_LIMIT, Decoder, FrameType, encode, new_client_id
 from .faults import Violation
 from .records import Client, Record
 from .session import Session
@@ -28,6 +28,8 @@ Send = Callable[[Message], Awaitable[None]]
 _TOKEN = b"x-kubetorch-token"
 #: Bytes of the body of ``POST /call``; larger ones belong on a session.
 _BODY = 64 << 20
+#: A longer body is not parsed by the front, which would do nothing else meanwhile: the worker finds what is wrong.
+_PARSED = 1 << 20
 #: Characters of the name of what is to be called.
 _NAME = 1000
 #: The status of ``POST /call`` for our own errors; the user's are 500.
@@ -146,7 +148,7 @@ class App:
             await _error(send, 413, "PayloadTooLargeError", text)
             return
         try:
-            payload = _arguments(body)
+            payload = _arguments(body) if len(body) <= _PARSED else body
         except ValueError as e:
             await _error(send, 400, "ValueError", str(e))
             return
@@ -223,7 +225,9 @@ class App:
     async def _reply(self, record: Record, send: Send) -> None:
         try:
             [frame] = Decoder().feed(record.result_bytes())
-            payload = self._payload(frame)
+            payload = bytes(frame.buffers[0]) if frame.buffers else b""
+            if frame.flags & F_BULK:
+                payload = await asyncio.get_running_loop().run_in_executor(None, self._read, frame.meta["file"])
         except OSError as e:
             await _error(send, 500, "OSError", f"the result can't be read: {e}")
             return
@@ -239,10 +243,9 @@ class App:
         name = str(error.get("name") or error.get("class") or "RemoteError") if kind == "user" else kind
         await _error(send, _STATUS.get(kind, 500), name, str(error.get("message", "")), error.get("traceback"))
 
-    def _payload(self, frame: Frame) -> bytes:
-        if not frame.flags & F_BULK:
-            return bytes(frame.buffers[0]) if frame.buffers else b""
-        with open(self._pod.bulk.path(frame.meta["file"]), "rb") as f:
+    def _read(self, name: str) -> bytes:
+        """A long result; in a thread, since it may lie on a disk."""
+        with open(self._pod.bulk.path(name), "rb") as f:
             return f.read()
 
 

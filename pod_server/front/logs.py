@@ -175,6 +175,12 @@ class Log:
         data = whole if not skip and len(whole) <= size else whole[skip : skip + size]
         return Chunk(start, data, start == self.base or start in self._cuts)
 
+    def last(self, size: int) -> int:
+        """An offset at which an entry begins, with at least the last `size` bytes behind it, or all that there are."""
+        if self.end - self._tail >= size and self._cuts and self._cuts[0] == self._tail:
+            return self._tail
+        return next((s.start for s in reversed(self._files) if s.cut and self.end - s.start >= size), self.base)
+
     def trim(self, limit: int) -> None:
         """Drop the oldest entries until no more than `limit` bytes are left, as far as the log can be cut."""
         while self.size > limit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Coroutine
@@ -12,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pod_server.wire import FrameType
+from pod_server.wire import Frame, FrameType
 
-from .podtools import TOKEN, Client, Front, Zygote, played, until_async
+from .podtools import TOKEN, Client, Front, Worker, Zygote, played, until_async
 
 Scenario = Callable[[Front, Zygote, Client], Coroutine[Any, Any, None]]
 INTERFACE = {name: {"gen": False} for name in ("json", "bad", "hang", "big", "lines")}
@@ -50,6 +51,25 @@ def ready(front: Front) -> int:
     except urllib.error.HTTPError as e:
         e.close()
         return e.code
+
+
+def test_a_long_body_is_the_workers_to_parse() -> None:
+    async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
+        body = b'{"args": ["%b"]}' % (b"x" * (2 << 20))
+        got: list[bytes] = []
+        with_file = Worker.do_sum
+
+        def take(worker: Worker, frame: Frame) -> None:
+            with open(os.path.join(front.dir, "bulk", frame.meta["file"]), "rb") as f:
+                got.append(f.read())
+            with_file(worker, frame)
+
+        zygote.last.do_json = take.__get__(zygote.last)  # type: ignore[method-assign]
+        status, answer = await asyncio.to_thread(post, front, "json", body)
+        assert (status, answer) == (200, {"result": sum(body)})
+        assert got == [body]
+
+    play(scenario)
 
 
 def test_call() -> None:

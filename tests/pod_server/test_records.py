@@ -67,7 +67,12 @@ def test_log_against_a_plain_buffer(tmp_path: Path, seed: int) -> None:
             offset = max(offset, log.base) + len(chunk)
         assert got == whole[max(begin, log.base) :]
     assert log.read(log.end, 10) == (log.end, b"", False)
+    for size in (0, 10_000, 1 << 20, 5 << 20):
+        last = log.last(size)
+        assert last in entries
+        assert log.end - last >= size or last == log.base
     log.drop()
+    assert log.last(10) == log.end
     assert os.listdir(tmp_path) == []
 
 
