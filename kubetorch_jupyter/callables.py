@@ -1,10 +1,8 @@
 """What the user holds: `fn` and `cls` make `Fn` and `Cls`, handles that are deployed with ``.to`` and then called.
 
 A handle is thin: it packs the callable (`shipping`), asks `service` for a live service, checks a call's arguments
-against
-the interface and hands them to `calls`. Blocking and awaiting faces of one thing stand side by side and share all but
-the
-waiting.
+against the interface and hands them to `calls`. Blocking and awaiting faces of one thing stand side by side and share
+all but the waiting.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What can be called on a service: names, signatures, and the check of a call's arguments before it is sent.
 
 An interface is made from the local callable when it is packed, travels with the code, and comes back from the pod, so
-that a
-handle from `from_name` knows as much as the one that deployed it.
+that a handle from `from_name` knows as much as the one that deployed it.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from . import shipping
 from .calls import CallOptions, load_error
+from .code import take_code
 from .compute import Compute
 from .config import config
 from .errors import ConfigError, NotDeployedError
@@ -22,7 +23,6 @@ from .service import (
     open_deploy_output,
     pack,
     service_name,
-    take_code,
 )
 from .transport.portal import get_portal
 from .transport.session import RemoteFailure

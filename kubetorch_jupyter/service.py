@@ -1,17 +1,14 @@
 """From a packed callable and a `Compute` to a live service: deploy, find, redeploy, tear down.
 
 A `Service` is what a handle holds and what users manage through ``handle.service``. It is the `Target` of calls: it
-gives the
-session to the pod, and brings the pod back where that can be done. Everything here runs on the portal; blocking and
-awaiting faces are made in `callables` and at the end of this module.
+gives the session to the pod, and brings the pod back where that can be done. Nearly everything here runs on the portal;
+blocking and awaiting faces are made in `module` and by `Service`'s methods for people.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import hashlib
-import json
 import os
 import re
 import sys
@@ -26,6 +23,7 @@ from . import shipping
 from .backends import get_backend
 from .backends.base import Backend, Event, ServiceSpec
 from .calls import load_error, startup_error
+from .code import Code
 from .compat import setup_hooks
 from .compute import Compute
 from .errors import (
@@ -48,11 +46,6 @@ __all__ = ["Announcer", "Service", "deploy", "find_service", "service_name"]
 T = TypeVar("T")
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-#: What differs from kernel to kernel, or with every cell, and says nothing about the user's code.
-_VOLATILE = re.compile(
-    r"(JPY_|KT_|PYTEST_|IPY|XDG_|DBUS_|SSH_|VSCODE_|PYDEVD_|TERM|COLUMNS$|LINES$|PWD$|OLDPWD$|SHLVL$|_$|PS1$|PAGER$|GIT_PAGER$"
-    r"|CLICOLOR|FORCE_COLOR$|MPLBACKEND$|LS_COLORS$|PROMPT_COMMAND$|HISTFILE|WINDOWID$|DISPLAY$)"
-)
 
 
 def service_name(name: str) -> str:
@@ -92,33 +85,6 @@ class Announcer:
     def _write(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
-
-
-@dataclass
-class Code:
-    """What a service was deployed from, so that it can be deployed again."""
-
-    bundle: shipping.Bundle
-    compute: Compute
-    cwd: str
-    sys_path: list[str]
-    env: dict[str, str]
-
-    @property
-    def env_vars(self) -> dict[str, str]:
-        """What the user asked for, without what the client's own environment has."""
-        image = self.compute.image
-        return {**(image.env(os.environ) if image is not None else {}), **self.compute.env()}
-
-    def fingerprints(self) -> tuple[str, str]:
-        """``(version, worker)``: of everything that was sent, and of what only a new worker process can take on."""
-        lasting = {k: v for k, v in self.env.items() if not _VOLATILE.match(k)}
-        place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), sys.version_info[:3], sys.executable])
-        worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
-        # What a LOAD sets in a pod that lives: without them here, a deploy that changes nothing else would do nothing.
-        limits = (self.compute.concurrency, self.compute.memory_limit_bytes, self.compute.ttl_seconds)
-        version = hashlib.blake2b(f"{self.bundle.version}\n{worker}\n{limits}".encode(), digest_size=16).hexdigest()
-        return version, worker
 
 
 def _process_start(pid: int) -> int | None:
@@ -325,14 +291,6 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-def take_code(bundle: shipping.Bundle, compute: Compute, cwd: str) -> Code:
-    """The code with this moment's directory, path and environment."""
-    env = dict(os.environ)
-    code = Code(bundle, compute, compute.working_dir or cwd, [p or cwd for p in sys.path], env)
-    env.update(code.env_vars)
-    return code
 
 
 async def pack(make: Callable[[], shipping.Bundle]) -> shipping.Bundle:

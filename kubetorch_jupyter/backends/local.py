@@ -9,23 +9,21 @@ from __future__ import annotations
 import asyncio
 import atexit
 import os
-import re
 import signal
 import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from pathlib import Path
 from typing import Any
 
 from pod_server import processes
 
-from ..config import config
 from ..errors import DeployError, ServiceTimeoutError, StartupError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
 from .base import Event, Progress, ServiceInfo, ServiceSpec
 from .ending import kill_tree, until_ended, until_settled
+from .pods import changes, environment, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
 from .zygotes import RootZygote, process_env
 
@@ -74,7 +72,7 @@ class LocalBackend:
         self._attach_loop()
         if not self._told:
             self._told = True
-            if (text := _unused_kubeconfig()) is not None:
+            if (text := unused_kubeconfig()) is not None:
                 progress("starting", text)
         lock = self._locks.setdefault(spec.name, asyncio.Lock())
         settled = self._deploying.setdefault(spec.name, asyncio.Event())
@@ -97,7 +95,7 @@ class LocalBackend:
             self._deploying.pop(spec.name, None)
 
     async def _apply(self, spec: ServiceSpec, progress: Progress) -> Endpoint:
-        wanted = _pod_spec(spec)
+        wanted = pod_spec(spec)
         available = await asyncio.to_thread(gpus.devices) if wanted["gpus"] else []
         while True:
             record, ours = await self._claim(spec, wanted, available)
@@ -112,7 +110,7 @@ class LocalBackend:
                     service=spec.name,
                 )
             if state == "running":
-                changed = _changes(record.service["pod"], wanted)
+                changed = changes(record.service["pod"], wanted)
                 if not changed:
                     try:
                         return self._endpoint(record)
@@ -193,8 +191,8 @@ class LocalBackend:
                 "spawn_pod",
                 record.token().encode("ascii"),
                 dir=str(record.dir),
-                params=_front_params(record, spec),
-                env=_pod_env(record),
+                params=front_params(record, spec),
+                env=pod_env(record),
                 also=record.also,
                 link=str(record.path) if record.path != record.dir else None,
             )
@@ -226,7 +224,7 @@ class LocalBackend:
         registry.discard_empty(record.path.parent)
 
     async def _zygote(self, spec: ServiceSpec) -> RootZygote:
-        env = _environment(spec)
+        env = environment(spec)
         key = tuple(process_env(env).items())
         task = self._zygotes.get(key)
         if task is not None and task.done() and (task.cancelled() or task.exception() or task.result().closed):
@@ -392,85 +390,6 @@ def _check_platform(name: str) -> None:
             service=name,
             reason="Platform",
         )
-
-
-# -- what a pod is started with ----------------------------------------------------------------------------------------
-
-
-def _environment(spec: ServiceSpec) -> dict[str, str]:
-    image = spec.compute.image
-    return {**os.environ, **(image.env() if image is not None else {}), **spec.compute.env()}
-
-
-def _pod_spec(spec: ServiceSpec) -> dict[str, Any]:
-    """What can't be changed in a pod that runs."""
-    return {
-        "gpus": spec.compute.gpu_count,
-        "detach": spec.compute.detach,
-        "python": sys.executable,
-        "env": process_env(_environment(spec)),
-    }
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What differs, for people; empty if nothing does.
-
-    Examples
-    --------
-    >>> _changes({"gpus": 0, "env": {"LANG": "C"}}, {"gpus": 1, "env": {}})
-    'gpus 0 → 1, LANG unset'
-    """
-    out = [f"{key} {old.get(key)} → {value}" for key, value in new.items() if key != "env" and old.get(key) != value]
-    before, after = old.get("env", {}), new.get("env", {})
-    out += [f"{name} changed" for name, value in after.items() if before.get(name) != value]
-    out += [f"{name} unset" for name in before if name not in after]
-    return ", ".join(out)
-
-
-def _front_params(record: Record, spec: ServiceSpec) -> dict[str, Any]:
-    """`pod_server.front.FrontParams`, without the token."""
-    port = os.environ.get("KT_LOCAL_PORT") or "0"
-    if not port.isdecimal() or int(port) > 65535:
-        raise StartupError(f"KT_LOCAL_PORT={port!r} is no port: use a number up to 65535, or 0 for a free one")
-    return {
-        "dir": str(record.dir),
-        "name": spec.name,
-        "port": int(port),
-        "owners": [os.getpid()],
-        "detach": spec.compute.detach,
-        "ttl": spec.compute.ttl_seconds,
-        "memory_limit": spec.compute.memory_limit_bytes,
-        "concurrency": spec.compute.concurrency,
-        "bulk_dir": record.also[0] if record.also else str(record.dir / "payloads"),
-        "incarnation": record.incarnation,
-    }
-
-
-def _pod_env(record: Record) -> dict[str, str]:
-    """The variables that every worker of the pod gets, whatever the user's environment says."""
-    devices = record.service["devices"]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
-
-
-# -- the first deploy --------------------------------------------------------------------------------------------------
-
-_CONTEXT = re.compile(r"^current-context:\s*[\"']?([^\s\"']+)", re.MULTILINE)
-
-
-def _unused_kubeconfig() -> str | None:
-    """A line that says which kubeconfig lies there unused and how to use it; None when there is none."""
-    named = config.kubeconfig_path or os.environ.get("KUBECONFIG") or "~/.kube/config"
-    for part in named.split(os.pathsep):
-        path = Path(part).expanduser()
-        try:
-            found = _CONTEXT.search(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError):
-            continue  # none there, or not ours to read
-        if found is not None:
-            return (
-                f'deploying to this machine; {path} has the context "{found[1]}": KT_BACKEND=kubernetes deploys there'
-            )
-    return None
 
 
 # -- this process's backend --------------------------------------------------------------------------------------------

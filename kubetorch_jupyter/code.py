@@ -1,0 +1,56 @@
+"""What a service is deployed from: the packed callable with the moment's directory, path and environment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+
+from .compute import Compute
+from .shipping import Bundle
+
+__all__ = ["Code", "take_code"]
+
+#: What differs from kernel to kernel, or with every cell, and says nothing about the user's code.
+_VOLATILE = re.compile(
+    r"(JPY_|KT_|PYTEST_|IPY|XDG_|DBUS_|SSH_|VSCODE_|PYDEVD_|TERM|COLUMNS$|LINES$|PWD$|OLDPWD$|SHLVL$|_$|PS1$|PAGER$|GIT_PAGER$"
+    r"|CLICOLOR|FORCE_COLOR$|MPLBACKEND$|LS_COLORS$|PROMPT_COMMAND$|HISTFILE|WINDOWID$|DISPLAY$)"
+)
+
+
+@dataclass
+class Code:
+    """What a service was deployed from, so that it can be deployed again."""
+
+    bundle: Bundle
+    compute: Compute
+    cwd: str
+    sys_path: list[str]
+    env: dict[str, str]
+
+    @property
+    def env_vars(self) -> dict[str, str]:
+        """What the user asked for, without what the client's own environment has."""
+        image = self.compute.image
+        return {**(image.env(os.environ) if image is not None else {}), **self.compute.env()}
+
+    def fingerprints(self) -> tuple[str, str]:
+        """``(version, worker)``: of everything that was sent, and of what only a new worker process can take on."""
+        lasting = {k: v for k, v in self.env.items() if not _VOLATILE.match(k)}
+        place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), sys.version_info[:3], sys.executable])
+        worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
+        # What a LOAD sets in a pod that lives: without them here, a deploy that changes nothing else would do nothing.
+        limits = (self.compute.concurrency, self.compute.memory_limit_bytes, self.compute.ttl_seconds)
+        version = hashlib.blake2b(f"{self.bundle.version}\n{worker}\n{limits}".encode(), digest_size=16).hexdigest()
+        return version, worker
+
+
+def take_code(bundle: Bundle, compute: Compute, cwd: str) -> Code:
+    """The code with this moment's directory, path and environment."""
+    env = dict(os.environ)
+    code = Code(bundle, compute, compute.working_dir or cwd, [p or cwd for p in sys.path], env)
+    env.update(code.env_vars)
+    return code
