@@ -226,3 +226,25 @@ def test_the_interpreter_ends_quickly_and_silently_with_work_under_way() -> None
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert time.monotonic() - start < 5
+
+
+def test_what_is_wanted_after_the_end_of_the_interpreter_is_refused_and_does_not_hang() -> None:
+    result = _python(
+        """
+        import asyncio, builtins
+        from kubetorch_jupyter.errors import ConnectionFailedError
+        from kubetorch_jupyter.transport.portal import get_portal
+
+        class Late:
+            def __del__(self):
+                try:
+                    self.portal.run(self.sleep(0))
+                except self.error as e:
+                    print(e)
+
+        builtins.late = late = Late()
+        late.portal, late.sleep, late.error = get_portal(), asyncio.sleep, ConnectionFailedError
+        """
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("Python is ending")

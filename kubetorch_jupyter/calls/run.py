@@ -319,7 +319,10 @@ class Run(Exchange):
 
     def start(self) -> None:
         """Hand it to the portal."""
-        get_portal().call(self.begin)
+        portal = get_portal()
+        if portal.closed:
+            raise portal.ended()
+        portal.call(self.begin)
 
     def cancel(self, reason: str = "user") -> None:
         """Ask the pod to cancel it; any thread."""

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from ..errors import KubetorchError, RemoteError
+from ..errors import ConnectionFailedError, KubetorchError, RemoteError
 
 __all__ = ["Inlet", "Portal", "get_inlet", "get_portal"]
 
@@ -51,7 +51,8 @@ class Portal:
         self._awake = False
         self._draining = False
         self._last: list[Callable[[], object]] = []
-        self._closed = False
+        #: Whether the process is ending: nothing that is handed over from now on is sure to be run.
+        self.closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
         #: Coroutine functions to await when the process ends: sessions say goodbye here.
         self.farewells: set[Callable[[], Coroutine[Any, Any, None]]] = set()
@@ -137,6 +138,10 @@ class Portal:
     def submit(self, coro: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run a coroutine on the portal, in a copy of this context; cancelling the future cancels it."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        if self.closed:
+            coro.close()
+            future.set_exception(self.ended())
+            return future
         self._start(coro, future, contextvars.copy_context())
         return future
 
@@ -224,11 +229,16 @@ class Portal:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def ended() -> ConnectionFailedError:
+        """What whoever still wants something gets when `closed`."""
+        return ConnectionFailedError("Python is ending, and its connections are closed: call before the end, not in it")
+
     def close(self) -> None:
         """Say goodbye on every connection and end the thread; at most about a second."""
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         try:
             self.loop.call_soon_threadsafe(self.loop.stop)
         except RuntimeError:
