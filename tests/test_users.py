@@ -211,3 +211,11 @@ def test_a_call_that_its_teardown_ends_says_so(cells: Cells) -> None:
     handle.teardown()
     with pytest.raises(kt.CallCancelledError, match="was torn down here"):
         call.result(timeout=10)
+
+
+def test_what_has_no_effect_here_is_said(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    cells.run("def plain(): return 1")
+    with kt.fn(cells["plain"]).to(kt.Compute(cpus="1", replicas=2, queue_name="q", freeze=True), stream_logs=True):
+        out = capsys.readouterr().out
+    assert "kubetorch: replicas, queue_name of the Compute mean something on Kubernetes only" in out
+    assert "kubetorch: freeze of the Compute has no effect in this version" in out
