@@ -75,7 +75,7 @@ class Fn(Module, RemoteCallable, Generic[P, R]):
         timeout
             Seconds from the call to its result; then it is cancelled and raises `CallTimeoutError`.
         retries
-            How often to run it again when its worker or pod was lost.
+            How often to run it again when its worker or pod was lost; never for a generator function.
         stream_logs, serialization
             As the properties of these names.
         """

@@ -42,7 +42,8 @@ class CallOptions:
     timeout
         Seconds after which it is cancelled, counted from when it is sent; None: never. A retry has as long again.
     retries
-        How often it is made again when its worker died or its pod was lost: it may have run in part each time.
+        How often it is made again when its worker died or its pod was lost: it may have run in part each time. A
+        generator function's call never is: items of it have been taken.
     stream_logs
         Whether what it prints is shown. The pod keeps it either way.
     serialization
