@@ -110,7 +110,8 @@ def test_syntax_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wait", ["time.sleep(60)", "await asyncio.sleep(60)", "asyncio.run(asyncio.sleep(60))"])
 def test_interrupt(tmp_path: Path, wait: str) -> None:
     script = tmp_path / "script.py"
-    script.write_text(f"import asyncio, time\nawait asyncio.sleep(0)\nprint('go', flush=True)\n{wait}\n")
+    # On one line with the wait, so that the signal finds the script there even if it comes before the wait has begun.
+    script.write_text(f"import asyncio, time\nawait asyncio.sleep(0)\n\nprint('go', flush=True); {wait}\n")
     with subprocess.Popen(command(script), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "go\n"

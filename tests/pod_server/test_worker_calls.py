@@ -415,7 +415,7 @@ def test_blocked_loop_in_a_task_of_the_call(front: FakeFront) -> None:
 def test_busy_loop_is_not_blocked(front: FakeFront) -> None:
     async def busy() -> None:
         end = time.monotonic() + 0.8
-        while time.monotonic() < end:  # noqa: ASYNC110
+        while time.monotonic() < end:
             await asyncio.sleep(0)
 
     front.deploy(busy)
