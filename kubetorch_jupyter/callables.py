@@ -258,7 +258,7 @@ def fn(
         raise ConfigError(f"kt.fn was given the class {function_obj.__name__}: use kt.cls for classes")
     if not callable(function_obj):
         raise ConfigError(f"kt.fn needs something that can be called, not {type(function_obj).__name__}")
-    return Fn(Source(function_obj, name or display_name(function_obj), sync_dir, get_if_exists))
+    return Fn(Source(function_obj, name or display_name(function_obj), sync_dir))
 
 
 def cls(
@@ -293,4 +293,4 @@ def cls(
     class_obj, name = _unwrapped(class_obj, name, Cls)
     if not inspect.isclass(class_obj):
         raise ConfigError(f"kt.cls needs a class, not {type(class_obj).__name__}; kt.fn is for functions")
-    return Cls(Source(class_obj, name or class_obj.__name__, sync_dir, get_if_exists))
+    return Cls(Source(class_obj, name or class_obj.__name__, sync_dir))

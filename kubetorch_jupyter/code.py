@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 
 from .compute import Compute
+from .errors import ConfigError
 from .shipping import Bundle
 
 __all__ = ["Code", "take_code"]
@@ -19,6 +20,8 @@ _VOLATILE = re.compile(
     r"(JPY_|KT_|PYTEST_|IPY|XDG_|DBUS_|SSH_|VSCODE_|PYDEVD_|TERM|COLUMNS$|LINES$|PWD$|OLDPWD$|SHLVL$|_$|PS1$|PAGER$|GIT_PAGER$"
     r"|CLICOLOR|FORCE_COLOR$|MPLBACKEND$|LS_COLORS$|PROMPT_COMMAND$|HISTFILE|WINDOWID$|DISPLAY$)"
 )
+#: How much environment a pod takes, as JSON: it is part of the LOAD frame's meta, beside the interface.
+_ENV_BYTES = 32 << 10
 
 
 @dataclass
@@ -49,8 +52,27 @@ class Code:
 
 
 def take_code(bundle: Bundle, compute: Compute, cwd: str) -> Code:
-    """The code with this moment's directory, path and environment."""
+    """The code with this moment's directory, path and environment.
+
+    Raises
+    ------
+    ConfigError
+        When the environment is larger than the 32 KiB that a pod takes.
+    """
     env = dict(os.environ)
     code = Code(bundle, compute, compute.working_dir or cwd, [p or cwd for p in sys.path], env)
     env.update(code.env_vars)
+    _check_size(env)
     return code
+
+
+def _check_size(env: dict[str, str]) -> None:
+    sizes = {name: len(json.dumps({name: value})) for name, value in env.items()}
+    if sum(sizes.values()) > _ENV_BYTES:
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        named = ", ".join(f"{name} ({sizes[name] / 1024:.1f} KiB)" for name in largest)
+        raise ConfigError(
+            f"the environment has {sum(sizes.values()) / 1024:.0f} KiB, and a pod takes {_ENV_BYTES >> 10}; "
+            f"the largest are {named}. Take out of os.environ what isn't needed, or "
+            "send it as an argument or a captured value"
+        )

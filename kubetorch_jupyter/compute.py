@@ -1,7 +1,6 @@
 """What a service needs to run: CPUs, memory, GPUs, an image, and how long it may take and live.
 
-A `Compute` is a description. It does no I/O and no deploy changes it, so that any number of services can be made from
-one.
+A `Compute` is a description: it does no I/O, and no deploy changes it, so that many services can be made from one.
 """
 
 from __future__ import annotations

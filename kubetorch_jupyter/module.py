@@ -37,7 +37,6 @@ class Source:
     target: Any
     name: str
     sync_dir: str | bool | None
-    get_if_exists: bool
 
 
 class Module:
@@ -331,7 +330,7 @@ class Module:
         made = next(kind for kind in Module.__subclasses__() if kind._kind == service.kind)
         if not issubclass(made, cls):
             raise ConfigError(f'service "{name}" is a {service.kind}: use kt.{made.__name__}.from_name')
-        handle = made(Source(None, service.interface.label if service.interface else name, None, True))
+        handle = made(Source(None, service.interface.label if service.interface else name, None))
         handle._adopt(service)
         return handle
 

@@ -142,6 +142,12 @@ def test_too_many_gpus(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
             kt.fn(cells["devices"], name="three").to(kt.Compute(gpus=1), stream_logs=False)
 
 
+def test_an_environment_that_is_too_large(cells: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENORMOUS", "x" * 50_000)
+    with pytest.raises(kt.ConfigError, match="ENORMOUS"):
+        kt.fn(cells["scale"]).to(kt.Compute(), stream_logs=False)
+
+
 def test_deploying_twice_at_once_under_one_name(cells: Cells) -> None:
     async def run() -> list[Any]:
         handles = [kt.fn(cells["scale"], name="twice") for _ in range(4)]
