@@ -5,6 +5,7 @@ Functions and methods of classes share all of this; what differs is where their 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,16 +30,18 @@ def check_serialization(value: Any) -> str:
     return str(value)
 
 
-class RemoteCallable:
+class RemoteCallable(ABC):
     """One thing that can be called on a service: a function, or one method of a class."""
 
     _key: str = ""
 
+    @abstractmethod
     def _deployed(self) -> Service:
-        raise NotImplementedError
+        """The live service; `NotDeployedError` before there is one."""
 
+    @abstractmethod
     def _mode(self) -> tuple[bool, CallOptions]:
-        raise NotImplementedError
+        """Whether calls give coroutines, and their options, where the call doesn't say."""
 
     def _entry(self) -> Entry:
         interface = self._deployed().interface

@@ -17,6 +17,7 @@ from types import ModuleType
 
 import pytest
 
+from tests import promises
 from tests.kernel.harness import Kernel, leftover_files, wait_until_gone
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,5 +162,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         left_out["they take long: run `make soak`"] = count
     if not (ROOT / "kubetorch_jupyter" / "backends" / "kubernetes").exists():
         terminalreporter.write_line("left out: tests on a cluster: the Kubernetes backend is not part of this version")
+    for line in promises.measured:
+        terminalreporter.write_line(f"measured: {line}")
     for reason, count in sorted(left_out.items()):
         terminalreporter.write_line(f"left out: {count} test{'s' if count > 1 else ''}: {reason}")

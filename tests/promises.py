@@ -6,10 +6,19 @@ watched by people who read the printed lines.
 
 from __future__ import annotations
 
-__all__ = ["promise"]
+__all__ = ["measured", "promise", "record"]
+
+#: What was measured in this run, for the summary at its end.
+measured: list[str] = []
 
 
-def promise(what: str, measured: float, promised: float, *, unit: str = "s", factor: float = 3.0) -> None:
+def record(line: str) -> None:
+    """Print a measurement, now and in the summary."""
+    print(line)
+    measured.append(line)
+
+
+def promise(what: str, value: float, promised: float, *, unit: str = "s", factor: float = 3.0) -> None:
     """Print what was measured beside what is promised, and hold three times that."""
-    print(f"PROMISE {what}: {measured:.3f} {unit} (promised {promised:g} {unit})")
-    assert measured <= factor * promised, f"{what}: {measured:.3f} {unit}, promised {promised:g} {unit}"
+    record(f"{what}: {value:.3f} {unit} (promised {promised:g} {unit})")
+    assert value <= factor * promised, f"{what}: {value:.3f} {unit}, promised {promised:g} {unit}"

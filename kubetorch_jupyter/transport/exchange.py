@@ -8,6 +8,7 @@ it runs on the portal.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,7 +48,7 @@ class RemoteFailure(Exception):
         self.buffers = buffers
 
 
-class Exchange:
+class Exchange(ABC):
     """One CALL, LOAD or RESUME, and what has come of it.
 
     Parameters
@@ -127,16 +128,18 @@ class Exchange:
         """It is on its way: from now on the pod may know of it."""
         self.sent = True
 
-    def on_item(self, index: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]) -> None:
+    def on_item(  # noqa: B027 - most exchanges are no generator's and have none to take
+        self, index: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]
+    ) -> None:
         """Take an item of a generator; large ones may come later than their followers."""
 
+    @abstractmethod
     def on_result(self, flags: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]) -> None:
         """Take the result; the log is complete."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_error(self, error: Exception) -> None:
         """There will be no result."""
-        raise NotImplementedError
 
     def on_notice(self, text: str) -> bool:
         """Take a line of ours about the service to where the output goes; False when there is no such place."""
