@@ -152,7 +152,9 @@ def kill_all(
 ) -> list[Process]:
     """Kill what `find` gives, again and again until it gives nothing.
 
-    Everything found is stopped before anything is killed, so that nobody forks on while the list is worked off.
+    Nothing is killed before a look finds nobody new: who isn't stopped yet may fork while the list is worked off, and a
+    child whose parent has been killed is nobody's any more. (Linux takes a fork back when a signal is pending at its
+    end, so that one look after the stop sees all that there is.)
 
     Parameters
     ----------
@@ -169,13 +171,17 @@ def kill_all(
         What would not die in that time (a process in a system call that can't be interrupted).
     """
     deadline = time.monotonic() + timeout
+    stopped: set[tuple[int, int]] = set()
     while True:
         found = list(find())
         left = deadline - time.monotonic()
         if not found or left <= 0:
             return found
-        for p in found:
-            _signal(p.pid, signal.SIGSTOP)
+        if fresh := [p for p in found if (p.pid, p.start) not in stopped]:
+            for p in fresh:
+                _signal(p.pid, signal.SIGSTOP)
+            stopped.update((p.pid, p.start) for p in fresh)
+            continue
         for p in found:
             _signal(p.pid, signal.SIGKILL)
         wait(min(left, 0.02))

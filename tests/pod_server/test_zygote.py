@@ -24,6 +24,7 @@ import pod_server
 from pod_server import processes
 from pod_server.wire import Decoder, Frame, FrameType, encode
 from pod_server.zygote.child import Poller, fork
+from tests.kernel.harness import leftover_processes
 
 CHECKOUT = str(Path(pod_server.__file__).parent.parent)
 
@@ -249,18 +250,19 @@ def test_a_bound_child_dies_with_its_parent(dir: Path) -> None:
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
-def test_killing_a_tree_leaves_nothing(dir: Path) -> None:
-    """Also what went into a session of its own, and what forks on and on."""
+@pytest.mark.parametrize("time_", range(5))
+def test_killing_a_tree_leaves_nothing(dir: Path, time_: int) -> None:
+    """Also what went into a session of its own, and what forks on and on, faster than anybody looks."""
     script = (
         "import os, subprocess, time\n"
         "subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
         "if os.fork() == 0:\n"
         "    while True:\n"
         "        if os.fork() == 0: time.sleep(1000)\n"
-        "        time.sleep(0.01)\n"
+        "        time.sleep(0.0005)\n"
         "time.sleep(1000)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script])
+    process = subprocess.Popen([sys.executable, "-c", script, str(dir)])
     while len(processes.tree(process.pid)) < 5:
         time.sleep(0.01)
 
@@ -274,6 +276,7 @@ def test_killing_a_tree_leaves_nothing(dir: Path) -> None:
     process.wait(5)
     assert not left
     assert not [p for p in before if processes.is_alive(p.pid, p.start)]
+    assert not leftover_processes(dir)
 
 
 def test_a_pid_alone_names_nobody() -> None:
