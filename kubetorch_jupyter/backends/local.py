@@ -359,13 +359,13 @@ class LocalBackend:
             if record.front is not None and processes.is_alive(*record.front):
                 os.kill(record.front[0], signal.SIGTERM)
         deadline = time.monotonic() + timeout
-        zygotes = [t.result() for t in self._zygotes.values() if t.done() and not t.cancelled() and not t.exception()]
-        self._zygotes = {}
+        tasks, self._zygotes = list(self._zygotes.values()), {}
         loop = self._loop
-        for zygote in zygotes:
-            if loop is not None and loop.is_running():
-                loop.call_soon_threadsafe(zygote.close)
-            else:
+        if loop is not None and loop.is_running():
+            zygotes = asyncio.run_coroutine_threadsafe(_close_all(tasks), loop).result(timeout)
+        else:
+            zygotes = [t.result() for t in tasks if t.done() and not t.cancelled() and not t.exception()]
+            for zygote in zygotes:
                 zygote.close()
         for zygote in zygotes:
             zygote.wait(max(deadline - time.monotonic(), 0.1))
@@ -380,6 +380,15 @@ class LocalBackend:
                     task.result().abandon()
                 else:
                     task.result().forget()
+
+
+async def _close_all(tasks: list[asyncio.Task[RootZygote]]) -> list[RootZygote]:
+    """Close zygotes, also those that are still being started: a deploy may have been cancelled meanwhile."""
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    zygotes = [z for z in done if isinstance(z, RootZygote)]
+    for zygote in zygotes:
+        zygote.close()
+    return zygotes
 
 
 def _check_platform(name: str) -> None:
