@@ -30,6 +30,9 @@ _TOKEN = b"x-kubetorch-token"
 _BODY = 64 << 20
 #: A longer body is not parsed by the front, which would do nothing else meanwhile: the worker finds what is wrong.
 _PARSED = 1 << 20
+#: How much of an upload that is refused is still taken, in bytes and seconds.
+_DISCARD_BYTES = 16 << 20
+_DISCARD_SECONDS = 2.0
 #: Characters of the name of what is to be called.
 _NAME = 1000
 #: The status of ``POST /call`` for our own errors; the user's are 500.
@@ -129,7 +132,10 @@ class App:
         # A session comes before its uploads, but a CALL and its upload may overtake each other.
         known = self._pod.calls.clients.get(client)
         early = known is not None and int(channel) > known.high_water
-        status, text = await self._pod.bulk.put(client, int(channel), receive, early=early)
+        body = _Body(receive)
+        status, text = await self._pod.bulk.put(client, int(channel), body, early=early)
+        if status >= 400:
+            await body.discard()
         await _answer(send, status, text.encode(), close=status >= 400)
 
     # -- POST /call ----------------------------------------------------------------------------------------------------
@@ -301,6 +307,33 @@ async def _body(receive: Receive, limit: int) -> bytes | None:
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+class _Body:
+    """A request's body, of which it is known whether all of it has come."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._ended = False
+
+    async def __call__(self) -> Message:
+        """Give the next message, as ASGI's ``receive``."""
+        message = await self._receive()
+        self._ended = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    async def discard(self) -> None:
+        """Take what is still on its way, within limits: who is answered while it sends may lose the answer."""
+
+        async def rest() -> None:
+            left = _DISCARD_BYTES
+            while not self._ended and left > 0:
+                left -= len((await self()).get("body", b""))
+
+        try:
+            await asyncio.wait_for(rest(), _DISCARD_SECONDS)
+        except asyncio.TimeoutError:
+            pass  # too slow to be worth waiting for: it is answered now
 
 
 async def _answer(
