@@ -105,7 +105,10 @@ class Front:
         self.params = {"dir": self.dir, "name": "svc", "token": TOKEN, **params}
         self._status = os.path.join(self.root, "exit")
         self.pid = Forker.fork(self.params, self._status)
-        self._pidfd = os.pidfd_open(self.pid)
+        # None: one that can't start may have ended, and been reaped by the fork server, before this line.
+        self._pidfd: int | None = None
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(self.pid)
         self.info: dict[str, Any] = {}
         #: Clients that were opened, so that a test that fails leaves none.
         self.clients: list[Client] = []
@@ -138,7 +141,7 @@ class Front:
 
     def ended(self, timeout: float = 0.0) -> bool:
         """Whether the process has ended, or ends within so many seconds."""
-        return bool(select.select([self._pidfd], [], [], timeout)[0])
+        return self._pidfd is None or bool(select.select([self._pidfd], [], [], timeout)[0])
 
     @property
     def status(self) -> int | None:
@@ -150,7 +153,7 @@ class Front:
             return None
 
     def signal(self, number: int) -> None:
-        if not self.ended():
+        if self._pidfd is not None and not self.ended():
             signal.pidfd_send_signal(self._pidfd, number)
 
     def remove_directory(self) -> None:
@@ -167,7 +170,8 @@ class Front:
             assert not os.listdir(self.root) or os.listdir(self.root) == ["exit"], "the front left its directory"
             assert not os.path.exists(bulk), "the front left its bulk directory"
         finally:
-            os.close(self._pidfd)
+            if self._pidfd is not None:
+                os.close(self._pidfd)
             shutil.rmtree(self.root, ignore_errors=True)
             shutil.rmtree(bulk, ignore_errors=True)
 
