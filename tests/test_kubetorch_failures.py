@@ -6,7 +6,9 @@ What a row needs a kernel for (a log line's way to its cell, Stop) is in ``tests
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import sys
 import threading
 import time
 import urllib.error
@@ -220,6 +222,48 @@ def test_output_of_print_threads_and_children(capfd: pytest.CaptureFixture[str])
         out, err = capfd.readouterr()
     assert out == "a b c\nprogress 1\rprogress 2\nfrom a thread\nfrom a child\nno newline"
     assert err == "to stderr\n"
+
+
+class _Arrivals(io.StringIO):
+    """A standard output that notes when each write came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[float, str]] = []
+
+    def write(self, text: str) -> int:
+        self.rows.append((time.time(), text))
+        return super().write(text)
+
+
+@pytest.mark.parametrize("async_", [False, True], ids=["blocking", "awaited"])
+def test_log_line_print_to_notebook(async_: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines arrive while the call runs, soon; all of a short call's are there when it returns."""
+    cells = Cells()
+    cells.run(
+        """
+        import asyncio, time
+        async def talk(n):
+            for i in range(n):
+                await asyncio.sleep(0.01)
+                print(i, time.time())
+        """
+    )
+    with kt.fn(cells["talk"]).to(kt.Compute(), stream_logs=False) as talk:
+        arrivals = _Arrivals()
+        monkeypatch.setattr(sys, "stdout", arrivals)
+        if async_:
+            asyncio.run(talk(30, async_=True, stream_logs=True))
+        else:
+            talk(30, stream_logs=True)
+        text = arrivals.getvalue()
+        monkeypatch.undo()
+    lines = text.splitlines()
+    assert [int(line.split()[0]) for line in lines] == list(range(30)), "the call returned before its lines were there"
+    late = sorted(
+        came - float(line.split()[1]) for came, part in arrivals.rows for line in part.splitlines() if line.strip()
+    )
+    promise("from print in the pod to the output here, median", late[len(late) // 2], 0.02)
 
 
 def test_interrupt_reaches_the_pod_and_timeouts_exist() -> None:
