@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from .compute import Compute
 from .errors import ConfigError
 from .shipping import Bundle
-from .values import readable_size
 
 __all__ = ["Code", "take_code"]
 
@@ -71,9 +70,9 @@ def _check_size(env: dict[str, str]) -> None:
     sizes = {name: len(json.dumps({name: value})) for name, value in env.items()}
     if sum(sizes.values()) > _ENV_BYTES:
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
-        named = ", ".join(f"{name} ({readable_size(sizes[name])})" for name in largest)
+        named = ", ".join(f"{name} ({sizes[name] / 1024:.1f} KiB)" for name in largest)
         raise ConfigError(
-            f"the environment has {readable_size(sum(sizes.values()))}, and a pod takes {readable_size(_ENV_BYTES)}; "
+            f"the environment has {sum(sizes.values()) / 1024:.0f} KiB, and a pod takes {_ENV_BYTES >> 10}; "
             f"the largest are {named}. Take out of os.environ what isn't needed, or "
             "send it as an argument or a captured value"
         )

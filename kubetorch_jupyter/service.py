@@ -19,8 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pod_server import processes
-
 from . import shipping
 from .backends import get_backend
 from .backends.base import Backend, Event, ServiceSpec
@@ -42,7 +40,6 @@ from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
 from .transport.portal import get_portal
 from .transport.session import RemoteFailure, Session, get_session
-from .values import readable_size
 
 __all__ = ["Announcer", "Service", "deploy", "find_service", "service_name"]
 
@@ -88,6 +85,15 @@ class Announcer:
     def _write(text: str) -> None:
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
+
+
+def _process_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot: with the pid it names one process for ever (Linux, proc(5))."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as f:
+            return int(f.read().rpartition(b")")[2].split()[19])
+    except OSError:
+        return None
 
 
 @dataclass(eq=False)
@@ -323,7 +329,9 @@ async def deploy(
     service.interface = Interface(meta["interface"], meta["name"])
     if get_if_exists and (info := await backend.find(name)) is not None and info.endpoint is not None:
         service.endpoint = info.endpoint
-        live = await _take_over(await service._connect(info.endpoint))
+        session = await service._connect(info.endpoint)
+        await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
+        live = (await session.request("status")).get("code")
         if live is not None:
             if live["kind"] != service.kind:
                 raise ConfigError(
@@ -372,13 +380,6 @@ def _local_notes(compute: Compute) -> list[str]:
     return [note for note in notes if note]
 
 
-async def _take_over(session: Session) -> dict[str, Any] | None:
-    """Have the pod live as long as this process; the code that it has, if any."""
-    pid = os.getpid()
-    await session.request("adopt", pid=pid, start=processes.start_of(pid))
-    return (await session.request("status")).get("code")
-
-
 async def _bring_up(service: Service, code: Code, announce: Announcer, output: Output | None) -> None:
     started = time.monotonic()
     spec = ServiceSpec(service.name, code.compute, describe_client())
@@ -394,7 +395,8 @@ async def _bring_up(service: Service, code: Code, announce: Announcer, output: O
     ours = before is None or before.endpoint != endpoint
     try:
         session = await service._connect(endpoint)
-        live = await _take_over(session)
+        await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
+        live = (await session.request("status")).get("code")
         ours = live is None
         done = await _load(service, code, session, live, announce, output)
     except BaseException:
@@ -446,7 +448,7 @@ async def _load(
         await session.load(meta, code.bundle.buffers, output)
     except WorkerDiedError as e:
         raise startup_error(service.name, e) from e
-    size = readable_size(code.bundle.size)
+    size = _human(code.bundle.size)
     if live is None:
         ends = f"; it ends after {_hours(compute.ttl_seconds)} without a call" if compute.ttl_seconds else ""
         return f"is ready on {service.backend.name} pods in {{took}} (sent {size}){ends}"
@@ -456,6 +458,14 @@ async def _load(
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
+
+
+def _human(size: int) -> str:
+    if size < 1 << 10:
+        return f"{size} B"
+    if size < 1 << 20:
+        return f"{size / (1 << 10):.1f} KiB"
+    return f"{size / (1 << 20):.1f} MiB"
 
 
 async def find_service(name: str, namespace: str | None = None) -> Service:

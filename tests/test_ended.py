@@ -117,16 +117,16 @@ def test_a_redeploy_that_fails_before_it_has_begun_leaves_the_service(
 ) -> None:
     cells.run("def stays(x): return x + 1\ndef changed(x): return x + 2")
 
-    async def fail(session: object) -> None:
+    def fail(pid: int) -> None:
         raise OSError("no /proc here")
 
-    monkeypatch.setattr(services, "_take_over", fail)
+    monkeypatch.setattr(services, "_process_start", fail)
     with pytest.raises(OSError, match="no /proc"):
         kt.fn(cells["stays"]).to(kt.Compute(), stream_logs=False)
     assert registry.read("stays") is None
     monkeypatch.undo()
     with kt.fn(cells["stays"]).to(kt.Compute(), stream_logs=False) as stays:
-        monkeypatch.setattr(services, "_take_over", fail)
+        monkeypatch.setattr(services, "_process_start", fail)
         with pytest.raises(OSError, match="no /proc"):
             kt.fn(cells["changed"], name="stays").to(kt.Compute(), stream_logs=False)
         monkeypatch.undo()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..wire import F_ERROR, MAX_FRAME, FrameType, LogDecoder, LogKind, WireError, encode
@@ -101,10 +101,19 @@ class Requests:
 
     def _calls(self, meta: dict[str, Any], answer: Answer) -> None:
         skip = meta.get("skip")
+        rows: list[dict[str, Any]] = []
+        size = 0
+        more = False
         records = [r for r in self._pod.store if r.kind == "call"]
         # The running ones first, then the ended ones, each newest first.
         records.sort(key=lambda r: (r.ended is None, r.number), reverse=True)
-        rows, more = _fitting(map(self._row, records[skip if isinstance(skip, int) and skip > 0 else 0 :]))
+        for record in records[skip if isinstance(skip, int) and skip > 0 else 0 :]:
+            row = self._row(record)
+            size += len(json.dumps(row)) + 1
+            if size > _ROOM:
+                more = True
+                break
+            rows.append(row)
         answer({"calls": rows, "more": more})
 
     def _row(self, record: Record) -> dict[str, Any]:
@@ -125,7 +134,15 @@ class Requests:
         if meta.get("debug") is True:
             self._pod.events.set_debug()
         after = meta.get("after")
-        rows, more = _fitting(self._pod.events.after(after if isinstance(after, int) else 0))
+        rows: list[dict[str, Any]] = []
+        size = 0
+        more = False
+        for event in self._pod.events.after(after if isinstance(after, int) else 0):
+            size += len(json.dumps(event)) + 1
+            if size > _ROOM:
+                more = True
+                break
+            rows.append(event)
         answer({"events": rows, "more": more})
 
     def _service_log(self, meta: dict[str, Any], answer: Answer) -> None:
@@ -174,15 +191,3 @@ class Requests:
     def _touch(self, meta: dict[str, Any], answer: Answer) -> None:
         self._pod.life.touch()
         answer({"idle": 0})
-
-
-def _fitting(rows: Iterable[dict[str, Any]]) -> tuple[list[dict[str, Any]], bool]:
-    """As many rows as an answer's frame has room for, and whether there are more; no row beyond that is made."""
-    fitting: list[dict[str, Any]] = []
-    size = 0
-    for row in rows:
-        size += len(json.dumps(row)) + 1
-        if size > _ROOM:
-            return fitting, True
-        fitting.append(row)
-    return fitting, False
