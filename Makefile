@@ -41,11 +41,9 @@ format: $(VENV)/.installed  ## Put the code into its form
 	@$(BIN)/ruff format --quiet .
 
 lab: $(VENV)/.installed  ## JupyterLab in notebooks/
-	@$(BIN)/python -c 'import jupyterlab' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[lab]'
 	@cd notebooks && ../$(BIN)/jupyter lab $(LAB_ARGS)
 
 screenshots: $(VENV)/.installed  ## The pictures in docs/images (needs Chromium on this machine)
-	@$(BIN)/python -c 'import jupyterlab, playwright' 2>/dev/null || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[browser]'
 	@$(BIN)/python scripts/screenshots.py
 
 soak: setup  ## The tests that take long
