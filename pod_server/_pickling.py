@@ -46,11 +46,22 @@ def _reduce_weak_dict(value: Any) -> Any:
     return type(value), (dict(value),)
 
 
+#: Where the constructor of code objects takes the file's name (3.8 to 3.13).
+_FILENAME = 10
+
+
+def _reduce_code(code: types.CodeType) -> Any:
+    """With the name of its file, by which tracebacks find the cell's lines: cloudpickle 3.1.3 leaves it out."""
+    make, args = _cp._code_reduce(code)
+    return make, (*args[:_FILENAME], code.co_filename, *args[_FILENAME + 1 :])
+
+
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     """cloudpickle's, and a few things that people have in cells and that it can't pickle."""
 
     dispatch_table: ClassVar[Any] = ChainMap(
         {
+            types.CodeType: _reduce_code,
             functools._lru_cache_wrapper: _reduce_lru_cache,
             functools.cached_property: _reduce_cached_property,
             weakref.WeakKeyDictionary: _reduce_weak_dict,

@@ -192,6 +192,8 @@ class Kernel:
             **{k: v for k, v in os.environ.items() if k not in _HIDDEN and not k.startswith(("KT_", "COV_"))},
             "KT_RUNTIME_DIR": str(self.runtime_dir),
             "IPYTHONDIR": str(self._private / "ipython"),
+            # This checkout, also where the environments were made for another one (a git worktree).
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
             **(env or {}),
         }
         # Ours, so that the manager, which closes its own when the kernel ends, leaves the reader's sockets alone.

@@ -200,6 +200,15 @@ def test_what_the_pod_does_to_a_class_stays_there(cells: Cells, tmp_path: Path) 
         assert pod.call(M())[1:] == (["pod"], 2)
 
 
+def test_code_keeps_the_name_of_its_file(cells: Cells) -> None:
+    """Tracebacks find the cell's lines by it, and cloudpickle 3.1.3 leaves it out."""
+    cells.run("def f(x):\n    return [lambda: x]")
+    f = serialization.loads(serialization.dumps(cells["f"]))
+    assert f.__code__.co_filename == cells["f"].__code__.co_filename
+    assert f(1)[0].__code__.co_filename == cells["f"].__code__.co_filename
+    assert (f.__code__.co_name, f.__code__.co_firstlineno) == ("f", 1)
+
+
 def test_load_code_makes_classes_anew(cells: Cells) -> None:
     cells.run("class M:\n    n = 1\n    def me(self):\n        return M")
     M = cells["M"]
