@@ -233,12 +233,9 @@ class FakeFront:
             "cloudpickle": cloudpickle.__version__,
             **meta,
         }
-        oob: list[Any] = []
-        pickled = cloudpickle.dumps((target, init_args), protocol=5, buffer_callback=lambda b: oob.append(b.raw()))
+        pickled = serialization.dumps((target, init_args))
         head = json.dumps(header or {"how": "pickle", "init": init_args is not None}).encode()
-        record, data = self.frame(
-            FrameType.LOAD, full, [head, json.dumps(sources or {}).encode(), modules, pickled, *oob]
-        )
+        record, data = self.frame(FrameType.LOAD, full, [head, json.dumps(sources or {}).encode(), modules, *pickled])
         self.send(data)
         return record
 
