@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from . import images as images
     from .callables import Cls, Fn, Module, cls, fn
     from .calls import Call
+    from .cells import Cells
     from .compat import install_as_kubetorch, uninstall_as_kubetorch
     from .compute import Compute
     from .config import config
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
         WorkerMembershipChanged,
     )
     from .image import Image
-    from .overview import attach, calls, services
+    from .overview import attach, calls, services, teardown
     from .preview import preview
     from .secret import Secret, secret
     from .volume import Volume
@@ -74,6 +75,7 @@ __all__ = [
     "CallError",
     "CallTimeoutError",
     "Cancelled",
+    "Cells",
     "Cls",
     "Compute",
     "ConfigError",
@@ -120,6 +122,7 @@ __all__ = [
     "preview",
     "secret",
     "services",
+    "teardown",
     "uninstall_as_kubetorch",
     "unload_ipython_extension",
 ]
@@ -127,6 +130,7 @@ __all__ = [
 # Name → the module that has it. What isn't here, and isn't a module itself, is an error's class.
 _HOME = {
     "Call": "calls",
+    "Cells": "cells",
     "Cls": "callables",
     "Compute": "compute",
     "Fn": "callables",
@@ -143,6 +147,7 @@ _HOME = {
     "preview": "preview",
     "secret": "secret",
     "services": "overview",
+    "teardown": "overview",
     "uninstall_as_kubetorch": "compat",
 }
 _MODULES = frozenset({"errors", "images"})

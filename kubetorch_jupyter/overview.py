@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import html
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pod_server.wire import parse_call_id
@@ -14,13 +14,14 @@ from .backends import get_backend
 from .backends.base import ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
-from .errors import KubetorchError, UnknownCallError
+from .errors import KubetorchError, ServiceNotFoundError, UnknownCallError
+from .identity import describe_client
 from .service import Service, find_service
 from .transport.listing import all_calls
 from .transport.portal import get_portal
 from .transport.session import get_session
 
-__all__ = ["Table", "attach", "calls", "services"]
+__all__ = ["Table", "attach", "calls", "left_running", "services", "teardown"]
 
 
 class Table(list[Any]):
@@ -122,6 +123,40 @@ def calls(service: str | None = None) -> Table:
         "WHOSE": lambda r: _whose(r.get("by")),
     }
     return Table(rows, columns, "no calls")
+
+
+def teardown(name: str, namespace: str | None = None) -> None:
+    """End a service, whoever deployed it, and remove everything that belongs to it; returns when that is done.
+
+    Raises
+    ------
+    ServiceNotFoundError
+        When there is none of that name.
+    KubetorchError
+        When something of it could not be removed.
+    """
+    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+
+    async def end() -> None:
+        if await backend.find(name) is None:
+            known = ", ".join(sorted(s.name for s in await backend.list())) or "none"
+            raise ServiceNotFoundError(f'there is no service "{name}"; live ones: {known}')
+        await backend.delete(name)
+
+    get_portal().run(end())
+
+
+def left_running() -> Sequence[ServiceInfo]:
+    """The services of this notebook that an earlier kernel of it deployed and that live on; asks nobody."""
+    me = describe_client()
+    backend = get_backend(Compute())
+    return [
+        info
+        for info in backend.known()
+        if info.owner.get("notebook") == me["notebook"]
+        and info.owner.get("user") == me["user"]
+        and info.owner.get("pid") != me["pid"]
+    ]
 
 
 def attach(id: str) -> Call[Any]:

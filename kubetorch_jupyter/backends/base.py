@@ -6,7 +6,7 @@ loaded over the session afterwards (``service.py``).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -81,8 +81,12 @@ class Backend(Protocol):
         """The service of that name, or None."""
         ...
 
-    async def list(self) -> list[ServiceInfo]:
+    async def list(self) -> Sequence[ServiceInfo]:
         """All services that this user can see here."""
+        ...
+
+    def known(self) -> Sequence[ServiceInfo]:
+        """Those that can be told without asking anybody, or waiting."""
         ...
 
     async def delete(self, name: str) -> None:

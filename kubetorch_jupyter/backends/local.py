@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from typing import Any
 
 from pod_server import processes
@@ -248,10 +248,13 @@ class LocalBackend:
         record = registry.read(name)
         return None if record is None else self._info(record)
 
-    async def list(self) -> list[ServiceInfo]:
+    async def list(self) -> Sequence[ServiceInfo]:
         """All services of this user on this machine."""
-        records = await asyncio.to_thread(registry.read_all)
-        return [info for info in map(self._info, records) if info is not None]
+        return await asyncio.to_thread(self.known)
+
+    def known(self) -> Sequence[ServiceInfo]:
+        """The same, from the files that say so."""
+        return [info for info in map(self._info, registry.read_all()) if info is not None]
 
     def _info(self, record: Record) -> ServiceInfo | None:
         state = record.state

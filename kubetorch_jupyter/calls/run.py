@@ -29,7 +29,7 @@ from ..errors import (
 )
 from ..streams import Output, open_output
 from ..transport.exchange import Exchange, RemoteFailure
-from ..transport.portal import get_inlet, get_portal
+from ..transport.portal import drop_frames, get_inlet, get_portal
 from ..transport.session import Session
 from .failures import decode_error, load_error
 from .target import CallOptions, Target
@@ -410,6 +410,8 @@ class Run(Exchange):
             error: BaseException = load_error(outcome, self.target.name)
         elif isinstance(outcome, Exception):
             error = outcome
+            if isinstance(error, KubetorchError):
+                drop_frames(error)
         else:
             flags, meta, buffers = outcome
             if not flags & wire.F_ERROR:

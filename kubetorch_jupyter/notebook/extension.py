@@ -1,6 +1,7 @@
 """``%load_ext kubetorch_jupyter``: what a kernel, or plain IPython, gets, and how it is taken back.
 
-``kt`` in the namespace; ``import kubetorch`` means us unless the real one is installed; ``asyncio.run`` works in cells.
+``%%kt`` and ``%kt`` with their completion; ``kt`` in the namespace; ``import kubetorch`` means us unless the real one
+is installed; ``asyncio.run`` works in cells.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from . import asyncio_run
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
 
+#: What was registered with which shell.
+_loaded: dict[int, tuple[Any, Any]] = {}
+
 
 def load_ipython_extension(ipython: Any) -> None:
     """Set everything up; a second time changes nothing."""
@@ -28,6 +32,9 @@ def load_ipython_extension(ipython: Any) -> None:
     asyncio_run.install()
     # Now, where nothing waits: at the first use, in a cell that awaits, it would hold the kernel's loop for 0.1 s.
     import_module("kubetorch_jupyter.callables")
+    if id(ipython) not in _loaded:
+        _loaded[id(ipython)] = _register(ipython)
+        _say_what_lives()
 
 
 def unload_ipython_extension(ipython: Any) -> None:
@@ -35,3 +42,46 @@ def unload_ipython_extension(ipython: Any) -> None:
     asyncio_run.uninstall()
     kt.uninstall_as_kubetorch()
     ipython.drop_by_id({"kt": kt})
+    if (registered := _loaded.pop(id(ipython), None)) is not None:
+        _unregister(ipython, *registered)
+
+
+def _register(ipython: Any) -> tuple[Any, Any]:
+    from .completion import make_matcher
+    from .magics import KT
+
+    magics = KT(ipython)
+    ipython.register_magics(magics)
+    ipython.configurables.append(magics)  # for %config
+    matcher = make_matcher(ipython, magics.commands.known_services)
+    ipython.Completer.custom_matchers.append(matcher)
+    return magics, matcher
+
+
+def _unregister(ipython: Any, magics: Any, matcher: Any) -> None:
+    for kind in ("line", "cell"):
+        ipython.magics_manager.magics[kind].pop("kt", None)
+    ipython.magics_manager.registry.pop(type(magics).__name__, None)
+    if magics in ipython.configurables:
+        ipython.configurables.remove(magics)
+    if matcher in ipython.Completer.custom_matchers:
+        ipython.Completer.custom_matchers.remove(matcher)
+
+
+def _say_what_lives() -> None:
+    """After a restart of the kernel: what of this notebook goes on, in one line."""
+    from ..overview import left_running
+
+    try:
+        services = left_running()
+    except kt.KubetorchError:
+        return  # where services are isn't settled yet: the first deploy says what is wrong
+    if not services:
+        return
+    names = {info.name for info in services}
+    running = [row["id"] for row in kt.calls() if row["service"] in names and row["id"] and not row.get("ended")]
+    text = f"kubetorch: of this notebook still live {', '.join(sorted(names))}"
+    text += " (kt.fn(name=...), kt.cls(name=...) or deploying again gives the handle)"
+    if running:
+        text += f"; running calls: {', '.join(running)} (%kt attach ID)"
+    print(text)

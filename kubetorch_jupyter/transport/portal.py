@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from ..errors import ConnectionFailedError, KubetorchError, RemoteError
 
-__all__ = ["Inlet", "Portal", "get_inlet", "get_portal"]
+__all__ = ["Inlet", "Portal", "drop_frames", "get_inlet", "get_portal"]
 
 T = TypeVar("T")
 
@@ -196,7 +196,8 @@ class Portal:
         try:
             return future.result(timeout)
         except KubetorchError as e:
-            _drop_frames(e)
+            log.debug("an error on the portal", exc_info=e)
+            drop_frames(e)
             raise e
         except BaseException:
             future.cancel()  # does nothing if it was the coroutine itself that raised
@@ -219,7 +220,8 @@ class Portal:
             await waiter
             return future.result()
         except KubetorchError as e:
-            _drop_frames(e)
+            log.debug("an error on the portal", exc_info=e)
+            drop_frames(e)
             raise e
         except asyncio.CancelledError:
             future.cancel()
@@ -246,12 +248,11 @@ class Portal:
         self._thread.join(2 * _FAREWELL + 0.5)
 
 
-def _drop_frames(error: KubetorchError) -> None:
+def drop_frames(error: KubetorchError) -> None:
     """Take our own frames off an error that says what happened: a cell would show a dozen of them above the message.
 
     Other exceptions keep theirs: those in the pod, or in the user's code, are what one looks for.
     """
-    log.debug("an error on the portal", exc_info=error)
     each: BaseException | None = error
     seen: set[int] = set()
     while each is not None and id(each) not in seen:

@@ -22,13 +22,15 @@ from .pool import sleepers
 if TYPE_CHECKING:
     from .dispatch import Dispatcher
 
-__all__ = ["Interrupter", "patch_sleep"]
+__all__ = ["Interrupter", "patch_sleep", "send_exception"]
 
 #: A cancelled call that hasn't ended after this many seconds loses its place in the pool.
 _PATIENCE = 0.3
 
-_set_exception: Callable[..., int] = ctypes.pythonapi.PyThreadState_SetAsyncExc
-_set_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)  # type: ignore[attr-defined]
+#: ``send_exception(thread, ctypes.py_object(type))``: raised there between two bytecodes. Hold the lock of the log of
+#: whom it is for.
+send_exception: Callable[..., int] = ctypes.pythonapi.PyThreadState_SetAsyncExc
+send_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)  # type: ignore[attr-defined]
 
 
 class Interrupter:
@@ -74,7 +76,7 @@ class Interrupter:
                     call.interrupted = True
                     thread = call.thread
                     # Set first, then wake: who wakes finds it and raises.
-                    _set_exception(call.armed, ctypes.py_object(Cancelled))
+                    send_exception(call.armed, ctypes.py_object(Cancelled))
                     if thread is not None and thread.nap.locked():
                         thread.nap.release()
                     if call.credit is not None:

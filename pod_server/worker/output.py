@@ -66,7 +66,7 @@ class Log:
         The call's number; 0 is the service's own log.
     """
 
-    __slots__ = ("_busy", "_hub", "_last", "_parts", "_queued", "channel", "figures", "lock", "readers")
+    __slots__ = ("_busy", "_hub", "_last", "_parts", "_queued", "channel", "figures", "heir", "lock", "readers")
 
     def __init__(self, hub: LogHub, channel: int) -> None:
         self._hub = hub
@@ -80,9 +80,19 @@ class Log:
         self.readers: Readers | None = None
         #: matplotlib's figures of this call by their number, see `mpl_backend`.
         self.figures: collections.OrderedDict[int, Any] | None = None
+        #: After its call has ended: gives the log that goes on for it, see `cells`.
+        self.heir: Callable[[], Log] | None = None
+
+    @property
+    def service(self) -> Log:
+        """The service's own log."""
+        return self._hub.service
 
     def write(self, kind: LogKind, data: bytes) -> None:
         """Put output in line; from any thread."""
+        if self.heir is not None:
+            self.heir().write(kind, data)
+            return
         if self.readers:
             self.drain()
         self.put(kind, data)

@@ -11,15 +11,23 @@ import contextvars
 import itertools
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from .calls import Call
 
-__all__ = ["Pool", "PoolThread", "sleepers"]
+__all__ = ["Pool", "PoolThread", "Sleeper", "sleepers"]
 
-#: Threads of the pool by identity, for those who ask from within one (`interrupt.sleep`).
-sleepers: dict[int, PoolThread] = {}
+
+class Sleeper(Protocol):
+    """A thread whose `time.sleep` can be ended: ``call`` is None while nothing may be, ``nap`` is held until then."""
+
+    call: Any
+    nap: threading.Lock
+
+
+#: Such threads by identity, for those who ask from within one (`interrupt.sleep`).
+sleepers: dict[int, Sleeper] = {}
 
 
 class PoolThread(threading.Thread):
