@@ -13,6 +13,7 @@ from ..exceptions import Cancelled
 from ..wire import F_ERROR, Frame, FrameType
 from .output import Log, settle
 from .payload import Bulk, arguments
+from .raising import raise_cancelled
 
 if TYPE_CHECKING:
     import asyncio
@@ -167,6 +168,12 @@ class Call:
                 thread.call = self
                 self.armed = threading.get_ident()
             return True
+
+    def raise_cancelled(self) -> None:
+        """Raise `Cancelled` in its thread, if that may be interrupted for it at this moment."""
+        with self.log.lock:
+            if self.armed is not None:
+                raise_cancelled(self.armed, self.thread)
 
     def disarm(self) -> None:
         """Be not interruptible any more; what was on its way is raised here."""

@@ -11,7 +11,6 @@ import asyncio
 import asyncio.runners
 import concurrent.futures
 import contextvars
-import ctypes
 import functools
 import threading
 import types
@@ -21,9 +20,9 @@ from typing import Any
 
 from ..exceptions import Cancelled
 from ..wire import LogKind
-from .interrupt import send_exception
 from .output import Log, current_log, settle
 from .pool import sleepers
+from .raising import raise_cancelled
 
 __all__ = ["CellThread"]
 
@@ -231,12 +230,15 @@ class _Job:
                 return
             self._interrupted = True
             if self._armed:
-                # Set first, then wake: who wakes finds it and raises.
-                send_exception(self._thread.ident, ctypes.py_object(Cancelled))
-                if self._thread.nap.locked():
-                    self._thread.nap.release()
+                raise_cancelled(self._thread.ident, self._thread)
             elif self._task is not None:
                 self._thread.loop.call_soon_threadsafe(self._task.cancel)
+
+    def raise_cancelled(self) -> None:
+        """Raise `Cancelled` in its code, if that runs at this moment."""
+        with self._lock:
+            if self._armed:
+                raise_cancelled(self._thread.ident, self._thread)
 
     def tell(self) -> None:
         """Say, in its own output, why it hasn't begun."""

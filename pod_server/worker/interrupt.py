@@ -7,30 +7,34 @@ written (see `output`), which the i/o thread must never do.
 from __future__ import annotations
 
 import collections
-import ctypes
+import contextvars
 import functools
+import sys
 import threading
 import time
-from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import Cancelled
 from .calls import ENDED, NEW, RUNNING, Call, Failure
-from .pool import sleepers
+from .pool import Interruptible, sleepers
 
 if TYPE_CHECKING:
     from .dispatch import Dispatcher
 
-__all__ = ["Interrupter", "patch_sleep", "send_exception"]
+__all__ = ["Interrupter", "patch_sleep"]
 
 #: A cancelled call that hasn't ended after this many seconds loses its place in the pool.
 _PATIENCE = 0.3
 
-#: ``send_exception(thread, ctypes.py_object(type))``: raised there between two bytecodes. Hold the lock of the log of
-#: whom it is for.
-send_exception: Callable[..., int] = ctypes.pythonapi.PyThreadState_SetAsyncExc
-send_exception.argtypes = (ctypes.c_ulong, ctypes.py_object)  # type: ignore[attr-defined]
+
+class _Lost:
+    """A `Cancelled` of this call was raised where nothing could come of it."""
+
+    __slots__ = ("target",)
+
+    def __init__(self, target: Interruptible) -> None:
+        self.target = target
 
 
 class Interrupter:
@@ -44,15 +48,40 @@ class Interrupter:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-        self._queue: SimpleQueue[Call] = SimpleQueue()
+        self._queue: SimpleQueue[Call | _Lost] = SimpleQueue()
         self._started = False
+        self._starting = threading.Lock()
 
     def cancel(self, call: Call) -> None:
         """Cancel a call whose ``reason`` says why; returns at once. Only the i/o thread calls this."""
-        if not self._started:
-            self._started = True
-            threading.Thread(target=self._run, name="kt-interrupter", daemon=True).start()
-        self._queue.put(call)
+        self._put(call)
+
+    def _put(self, what: Call | _Lost) -> None:
+        with self._starting:
+            if not self._started:
+                self._started = True
+                # Belongs to no call, whoever needs it first.
+                thread = threading.Thread(target=self._run, name="kt-interrupter", daemon=True)
+                contextvars.Context().run(thread.start)
+        self._queue.put(what)
+
+    def watch_losses(self) -> None:
+        """Send a `Cancelled` again that came while a finalizer or a weakref's callback ran in the call's thread.
+
+        Python only reports what is raised in those.
+        """
+        report = sys.unraisablehook
+
+        def hook(args: Any) -> None:
+            sleeper = sleepers.get(threading.get_ident())
+            target = sleeper.call if sleeper is not None else None
+            if issubclass(args.exc_type, Cancelled) and target is not None:
+                # By another thread: here, still in the finalizer, it would get lost again.
+                self._put(_Lost(target))
+            else:
+                report(args)
+
+        sys.unraisablehook = hook
 
     def _run(self) -> None:
         waiting: collections.deque[tuple[float, Call]] = collections.deque()
@@ -65,7 +94,9 @@ class Interrupter:
                 if late.state != ENDED:
                     self._dispatcher.abandon(late)
                 continue
-            if self._interrupt(call):
+            if isinstance(call, _Lost):
+                call.target.raise_cancelled()
+            elif self._interrupt(call):
                 waiting.append((time.monotonic() + _PATIENCE, call))
 
     def _interrupt(self, call: Call) -> bool:
@@ -74,11 +105,7 @@ class Interrupter:
             if call.state == RUNNING:
                 if call.armed is not None and not call.interrupted:
                     call.interrupted = True
-                    thread = call.thread
-                    # Set first, then wake: who wakes finds it and raises.
-                    send_exception(call.armed, ctypes.py_object(Cancelled))
-                    if thread is not None and thread.nap.locked():
-                        thread.nap.release()
+                    call.raise_cancelled()
                     if call.credit is not None:
                         call.credit.put(None)
                 task = call.task

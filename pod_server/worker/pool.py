@@ -11,19 +11,34 @@ import contextvars
 import itertools
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from .calls import Call
 
-__all__ = ["Pool", "PoolThread", "Sleeper", "sleepers"]
+__all__ = ["Interruptible", "Pool", "PoolThread", "Sleeper", "sleepers"]
+
+
+class Interruptible(Protocol):
+    """What runs on a thread and may be interrupted there: a call, or a cell."""
+
+    def raise_cancelled(self) -> None:
+        """Raise `Cancelled` in it, if it runs at this moment."""
+        ...
 
 
 class Sleeper(Protocol):
-    """A thread whose `time.sleep` can be ended: ``call`` is None while nothing may be, ``nap`` is held until then."""
+    """A thread whose work, and `time.sleep`, can be ended."""
 
-    call: Any
-    nap: threading.Lock
+    @property
+    def call(self) -> Interruptible | None:
+        """What may be interrupted there at this moment."""
+        ...
+
+    @property
+    def nap(self) -> threading.Lock:
+        """Held until a sleep is to end."""
+        ...
 
 
 #: Such threads by identity, for those who ask from within one (`interrupt.sleep`).

@@ -146,6 +146,7 @@ class _Worker:
         self._pump.start()
         patch_print()
         patch_sleep()
+        self._dispatcher.interrupter.watch_losses()
         patch_threads()
         self._pump.after_fork = self._after_fork
         self._pump.patch()

@@ -81,6 +81,30 @@ def test_busy_loop(front: FakeFront) -> None:
     expect_cancelled(record)
 
 
+def test_a_finalizer_does_not_eat_it(front: FakeFront) -> None:
+    """What is raised in one, or in a weakref's callback, Python only reports: there the cancel would be lost."""
+
+    def spin() -> None:
+        class Slow:
+            def __del__(self) -> None:
+                end = time.monotonic() + 0.2
+                while time.monotonic() < end:
+                    pass
+
+        print("spinning")
+        slow = Slow()
+        del slow
+        while True:
+            pass
+
+    front.deploy(spin)
+    record = front.start()
+    record.until(lambda r: "spinning" in r.text())
+    record.cancel()
+    expect_cancelled(record)
+    assert record.text() == "spinning\n"
+
+
 def test_exception_does_not_eat_it(front: FakeFront) -> None:
     def stubborn() -> None:
         print("up")
