@@ -10,7 +10,7 @@ from typing import Any
 __all__ = ["show_as_its_own"]
 
 #: Frames of these packages say nothing about the user's code.
-_OURS = ("kubetorch_jupyter", "IPython", "pod_server", "asyncio", "concurrent.futures", "threading")
+_OURS = ("kubetorch_jupyter", "IPython", "pod_server", "cloudpickle", "asyncio", "concurrent.futures", "threading")
 
 
 @contextlib.contextmanager
@@ -42,6 +42,11 @@ def _shown(shell: Any, error: SyntaxError) -> CellSyntaxError:
 
 def _render_by_users_frames(shell: Any, error: BaseException) -> None:
     frames = _users_frames(error.__traceback__)
+    cause, seen = error.__cause__, {id(error)}
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        cause.__traceback__ = _users_frames(cause.__traceback__)
+        cause = cause.__cause__
 
     def render() -> Any:
         return shell.InteractiveTB.structured_traceback(type(error), error, frames, tb_offset=0)

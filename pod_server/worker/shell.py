@@ -6,6 +6,7 @@ IPython for them.
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
@@ -138,6 +139,15 @@ class Shell:
         names = user_names(self.user_ns)
         print("\n".join(f"{name}  {kind}" for name, kind in names.items()) or "no variables")
 
+    def _pinfo(self, line: str) -> None:
+        """``name?``."""
+        value = eval(line, self.user_ns)
+        try:
+            print(f"Signature: {line}{inspect.signature(value)}")
+        except (TypeError, ValueError):
+            print(f"Value:     {value!r}")  # nothing that can be called
+        print(f"Type:      {type(value).__name__}\nDocstring: {inspect.getdoc(value) or '<no docstring>'}")
+
     def _matplotlib(self, line: str) -> None:
         """Figures are shown as they are; which backend draws them is the pod's own matter."""
 
@@ -208,6 +218,8 @@ LINE_MAGICS: dict[str, Callable[..., Any]] = {
     "cd": Shell._cd,
     "env": Shell._env,
     "matplotlib": Shell._matplotlib,
+    "pinfo": Shell._pinfo,
+    "pinfo2": Shell._pinfo,
     "pip": Shell._pip,
     "pwd": Shell._pwd,
     "set_env": Shell._env,

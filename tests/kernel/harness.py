@@ -303,6 +303,33 @@ class Kernel:
         cells = [self.begin(code) for code in codes]
         return [cell.wait(timeout) for cell in cells]
 
+    def complete(self, code: str, timeout: float = 20) -> list[str]:
+        """What Tab at the end of the code offers."""
+        assert self._session is not None
+        message = self._session.msg("complete_request", {"code": code, "cursor_pos": len(code)})
+        cell = Cell(code, message["header"]["msg_id"], time.monotonic())
+        with self._lock:
+            self._cells[cell.id] = cell
+        self._send("shell", message)
+        cell.wait_for(lambda: cell.reply is not None, timeout, "be completed")
+        assert cell.reply is not None
+        start = cell.reply["cursor_start"]
+        word = len(code) - len(code.split(" ")[-1])
+        # From where the word begins, whatever part of it is replaced.
+        return [code[word:start] + match for match in cell.reply["matches"]]
+
+    # -- comms
+
+    def open_comm(self, target: str, id: str) -> None:
+        """Open a comm to a target that the kernel has registered."""
+        assert self._session is not None
+        self._send("shell", self._session.msg("comm_open", {"comm_id": id, "target_name": target, "data": {}}))
+
+    def send_comm(self, id: str, data: dict[str, Any]) -> None:
+        """Send to a comm."""
+        assert self._session is not None
+        self._send("shell", self._session.msg("comm_msg", {"comm_id": id, "data": data}))
+
     # -- inside
 
     def _send(self, channel: str, message: dict[str, Any]) -> None:

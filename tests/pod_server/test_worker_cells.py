@@ -297,6 +297,9 @@ def test_line_magics(front: FakeFront, tmp_path: Any) -> None:
     assert front.call(["value"], _f="fetch") == {"value": str(tmp_path)}
     assert "value  str" in magic("who")
     assert magic("matplotlib", "inline") == ""
+    run(front, "def documented(a, b=1):\n    'Adds.'")
+    assert magic("pinfo", "documented") == "Signature: documented(a, b=1)\nType:      function\nDocstring: Adds.\n"
+    assert "Value:     [1]" in magic("pinfo", "[1]")
     assert "pip" in magic("pip", "--version")
     with pytest.raises(ValueError, match="%nonsense isn't there in a pod; there are cd, env"):
         magic("nonsense")
