@@ -259,7 +259,7 @@ def test_what_was_half_made_is_removed(runtime: Path) -> None:
 
 
 def test_a_pod_ends_in_the_moment_of_the_next_deploy(runtime: Path) -> None:
-    """The root zygote finds the end of one and the order for the other in one look, and numbers of descriptors again."""
+    """The root zygote finds both in one look, and the new pod gets the numbers of the old one's descriptors."""
     apply("t-one")
     front, zygote = pids(record_of("t-one"))[:2]
     root = processes.table()[front[0]].parent

@@ -280,9 +280,9 @@ class Dispatcher:
             When it can't be sent.
         """
         try:
+            self._take_output(call)
             with call.log.lock:  # so that no file is left behind by a cancel
                 settle()
-                self._take_output(call)
                 frame = value_frame(FrameType.ITEM, call, item, self.bulk, {"i": call.items})
                 call.items += 1
                 call.log.flush(frame=frame, wait=True)

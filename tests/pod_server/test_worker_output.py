@@ -371,6 +371,27 @@ def test_c_code(front: FakeFront) -> None:
     assert record.text(ERR) == "a raw\n"
 
 
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_output_of_nobody_between_items(front: FakeFront, kind: str) -> None:
+    """The pump takes it while the item goes out, each of them with a lock that the other one wants."""
+
+    def items(n: int) -> Any:
+        for i in range(n):
+            for part in b"abc":
+                os.write(1, b"%c%d\n" % (part, i))
+            yield i
+
+    async def items_async(n: int) -> Any:
+        for i in items(n):
+            yield i
+
+    front.deploy(items if kind == "def" else items_async)
+    record = front.start(1000, _meta={"gen": 1001})
+    record.wait()
+    assert record.items == list(range(1000))
+    assert record.text() == "".join(f"{part}{i}\n" for i in range(1000) for part in "abc")
+
+
 def test_c_code_in_two_calls_is_the_later_ones(front: FakeFront) -> None:
     def write(name: str, wait: float) -> None:
         time.sleep(wait)
