@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import io
 import os
 import signal
 import threading
@@ -36,9 +38,9 @@ from kubetorch_jupyter.errors import (
     UnknownCallError,
     WorkerDiedError,
 )
-from kubetorch_jupyter.streams import Output
+from kubetorch_jupyter.streams import Output, set_output_factory
 from kubetorch_jupyter.transport.portal import get_portal
-from pod_server.wire import FrameType
+from pod_server.wire import FrameType, LogKind
 from tests.scripted import PLAIN, SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
 
 
@@ -351,6 +353,44 @@ def test_stop_while_there_is_no_session_yet(pod: ScriptedPod) -> None:
         invoke(Slow(pod), "echo", (1,), {}, PLAIN)
     assert time.monotonic() - start < 0.75
     timer.join()
+
+
+def test_something_is_said_while_there_is_no_session_yet(pod: ScriptedPod) -> None:
+    """The writer's thread is in the call's context while the search for a session goes on in it."""
+    pod.handlers["echo"] = _echo
+    outputs: list[Output] = []
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            writing.set()
+            go_on.wait(5)
+            return super().write(text)
+
+    class Searching(ScriptedTarget):
+        async def session(self) -> Any:
+            outputs[0].feed(LogKind.NOTICE, b"searching\n")
+            await asyncio.to_thread(writing.wait, 5)
+            try:
+                return await super().session()
+            finally:
+                go_on.set()
+
+    def make(label: str) -> Output:
+        outputs.append(Output(label))
+        return outputs[-1]
+
+    async def main() -> Any:
+        async with asyncio.timeout(5):
+            return await invoke_async(Searching(pod), "echo", (1,), {}, SHOWN)
+
+    set_output_factory(make)
+    try:
+        with contextlib.redirect_stderr(Slow()) as text:
+            assert asyncio.run(main()) == 1
+    finally:
+        set_output_factory(None)
+    assert text.getvalue() == "searching\n"
 
 
 def test_a_call_that_was_never_sent_goes_to_the_new_pod(pod: ScriptedPod) -> None:

@@ -161,7 +161,9 @@ class Dispatcher:
             text = f"the instance of {self.code.name} is replaced: what it held is gone"
             self.code = None
             self.loader.drop()
-            self.hub.link.send(encode(FrameType.EVENT, meta={"event": "state-lost", "text": text}))
+            with call.log.lock:  # so that a cancel can't leave the link locked
+                settle()
+                self.hub.link.send(encode(FrameType.EVENT, meta={"event": "state-lost", "text": text}))
         code = self.loader.load(meta, buffers)
         limit = int(meta.get("concurrency") or meta.get("threads") or self.pool.limit)
         with self._serial_lock:
