@@ -27,6 +27,7 @@ from kubetorch_jupyter.calls import (
     recent_calls,
     spawn,
 )
+from kubetorch_jupyter.calls.mapping import _Window
 from kubetorch_jupyter.calls.run import Run
 from kubetorch_jupyter.errors import (
     CallCancelledError,
@@ -39,7 +40,7 @@ from kubetorch_jupyter.errors import (
     WorkerDiedError,
 )
 from kubetorch_jupyter.streams import Output, set_output_factory
-from kubetorch_jupyter.transport.portal import get_portal
+from kubetorch_jupyter.transport.portal import get_inlet, get_portal
 from pod_server.wire import FrameType, LogKind
 from tests.scripted import PLAIN, SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
 
@@ -589,6 +590,40 @@ def test_map_in_order_and_as_completed_both_ways(target: ScriptedTarget, pod: Sc
     assert asyncio.run(main(True)) == list(range(100))
     assert sorted(asyncio.run(main(False))) == list(range(100))
     assert list(map_calls(target, "uneven", [], PLAIN)) == []
+
+
+def test_two_threads_end_calls_of_a_map_that_is_awaited() -> None:
+    """The consumer may wait for the next one already when the slower thread is still telling of its own."""
+
+    class Window(_Window):
+        between: Callable[[], None] | None = None
+
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "waiter" and (between := self.between) is not None:
+                self.between = None
+                between()  # the other thread and the consumer have their turns after this thread has looked
+            return value
+
+    async def main() -> None:
+        inlet = get_inlet()
+        window = Window()
+        first, second = inlet.loop.create_future(), inlet.loop.create_future()
+        window.waiter = inlet, first
+
+        def others() -> None:
+            window.finished(2)
+            window.waiter = inlet, second
+
+        window.between = others
+        window.finished(1)
+        await asyncio.wait_for(first, 5)
+        assert not second.done()
+        window.finished(3)
+        await asyncio.wait_for(second, 5)
+        assert list(window.done) == [1, 2, 3]
+
+    asyncio.run(main())
 
 
 def test_map_is_lazy_and_bounded(target: ScriptedTarget) -> None:
