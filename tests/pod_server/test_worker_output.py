@@ -392,6 +392,27 @@ def test_output_of_nobody_between_items(front: FakeFront, kind: str) -> None:
     assert record.text() == "".join(f"{part}{i}\n" for i in range(1000) for part in "abc")
 
 
+def test_an_item_is_pickled_by_a_thread_that_prints(front: FakeFront) -> None:
+    """The call waits for a thread that writes to the call's log, and would hold that log's lock if it sent already."""
+
+    class Slow:
+        def __reduce__(self) -> Any:
+            thread = threading.Thread(target=print, args=("pickling",))
+            thread.start()
+            thread.join()
+            return int, (1,)
+
+    def items() -> Any:
+        yield Slow()
+        print("after")
+
+    front.deploy(items)
+    record = front.start(_meta={"gen": 2})
+    record.wait()
+    assert record.items == [1]
+    assert record.text() == "pickling\nafter\n"
+
+
 def test_c_code_in_two_calls_is_the_later_ones(front: FakeFront) -> None:
     def write(name: str, wait: float) -> None:
         time.sleep(wait)
