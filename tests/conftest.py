@@ -156,6 +156,7 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     fixtures = {"kernel", "make_kernel", "make_kernel_of", "newest_kernel", "make_newest_kernel"}
+    fixtures |= {"all_kernels", "speaking"}  # of single modules
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kernel)

@@ -136,22 +136,15 @@ for name, handle in zip(names, await deploy(*[here[name] for name in names])):
 """
 
 
-@contextmanager
-def deployed(version: str, folder: Path) -> Iterator[Kernel]:
-    """A kernel with all the functions deployed."""
-    with contextmanager(_factory)(version, folder) as make:
-        kernel = make()
-        kernel.run("%load_ext kubetorch_jupyter")
-        kernel.run(FUNCTIONS)
-        kernel.run(DEPLOY)
-        yield kernel
-
-
 @pytest.fixture(scope="module")
 def all_kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Kernel]]:
-    """A kernel of each version, for all tests of this module."""
+    """A kernel of each version with all the functions deployed, for all tests of this module."""
     with ExitStack() as stack:
-        yield {v: stack.enter_context(deployed(v, tmp_path_factory.mktemp("stop"))) for v in KERNELS}
+        factory = contextmanager(_factory)
+        kernels = {v: stack.enter_context(factory(v, tmp_path_factory.mktemp("stop")))() for v in KERNELS}
+        for code in ("%load_ext kubetorch_jupyter", FUNCTIONS, DEPLOY):
+            run_each(list(kernels.values()), code)
+        yield kernels
 
 
 @pytest.fixture
