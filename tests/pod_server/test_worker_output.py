@@ -8,6 +8,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from pod_server.wire import LogKind
+from pod_server.wire import Decoder, FrameType, LogDecoder, LogKind, encode, encode_log
+from pod_server.worker.link import Link
+from pod_server.worker.output import Log, LogHub
 
 from .fake_front import FakeFront
 
@@ -369,6 +372,48 @@ def test_c_code(front: FakeFront) -> None:
     record = run(front, write, "a")
     assert record.text(OUT) == "a printf\na unfinished"
     assert record.text(ERR) == "a raw\n"
+
+
+def test_a_finalizer_that_prints_while_its_thread_writes_to_the_front() -> None:
+    """Garbage may be collected there. Another thread has the log's lock meanwhile, and waits for the connection."""
+    ours, theirs = socket.socketpair()
+    locked = threading.Event()
+
+    class Collecting:
+        def sendall(self, data: bytes) -> None:
+            if not locked.is_set():
+                other.start()
+                assert locked.wait(5)
+                log.write(OUT, b"finalizer\n")
+            ours.sendall(data)
+
+    link = Link(Collecting())  # type: ignore[arg-type]
+    hub = LogHub(link)
+    log = Log(hub, 1)
+
+    def print_much() -> None:
+        with log.lock:
+            locked.set()
+            log.flush(wait=True, frame=encode(FrameType.LOG, 1, None, (encode_log(OUT, b"much\n"),)))
+
+    received: list[bytes] = []
+    # More than is joined into one write, so that the other one finds enough in line to have to wait.
+    link.post([encode(FrameType.PONG)] * 100_000)
+    other = threading.Thread(target=print_much, daemon=True)
+    writer = threading.Thread(target=link.flush, daemon=True)
+    reader = threading.Thread(target=lambda: received.extend(iter(lambda: theirs.recv(1 << 18), b"")), daemon=True)
+    reader.start()
+    writer.start()
+    for thread in (writer, other):
+        thread.join(5)
+        assert not thread.is_alive()
+    hub.flush_all()
+    ours.close()
+    reader.join(5)
+    theirs.close()
+    frames = Decoder().feed(b"".join(received))
+    text = b"".join(data for f in frames if f.buffers for _, data in LogDecoder().feed(f.buffers[0]))
+    assert sorted(text.splitlines()) == [b"finalizer", b"much"]
 
 
 @pytest.mark.parametrize("kind", ["def", "async def"])
