@@ -258,6 +258,32 @@ def test_what_was_half_made_is_removed(runtime: Path) -> None:
     (runtime / f".new-{pid}-{start}-abc").rmdir()
 
 
+def test_a_pod_ends_in_the_moment_of_the_next_deploy(runtime: Path) -> None:
+    """The root zygote finds both in one look, and the new pod gets the numbers of the old one's descriptors."""
+    apply("t-one")
+    front, zygote = pids(record_of("t-one"))[:2]
+    root = processes.table()[front[0]].parent
+
+    async def deploy() -> str:
+        [started] = local_backend()._zygotes.values()
+        task = asyncio.ensure_future(local_backend().apply(ServiceSpec("t-two", kt.Compute()), lambda *_: None))
+        while not started.result()._waiting:
+            await asyncio.sleep(0.001)
+        os.kill(root, signal.SIGCONT)
+        return (await task).url
+
+    os.kill(root, signal.SIGSTOP)
+    try:
+        for pid, _ in (front, zygote):
+            os.kill(pid, signal.SIGKILL)
+        while alive([front, zygote]):
+            time.sleep(0.001)
+        assert get_portal().run(deploy(), 10).startswith("http")
+    finally:
+        os.kill(root, signal.SIGCONT)
+    delete("t-two")
+
+
 # -- two at once -------------------------------------------------------------------------------------------------------
 
 

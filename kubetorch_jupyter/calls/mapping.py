@@ -27,14 +27,13 @@ class _Window:
         self.done: deque[int] = deque()
         #: Wakes a consumer that blocks.
         self.bell = Bell()
-        #: Wakes one that awaits.
+        #: Wakes one that awaits. Never taken back: it may be the next one already when a call that ends does so.
         self.waiter: tuple[Inlet, asyncio.Future[None]] | None = None
 
     def finished(self, number: int) -> None:
         self.done.append(number)
         self.bell.ring()
-        waiter, self.waiter = self.waiter, None
-        if waiter is not None:
+        if (waiter := self.waiter) is not None:
             waiter[0].post(waiter[1])
 
     def cancel(self, reason: str) -> None:

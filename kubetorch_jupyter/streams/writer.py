@@ -43,7 +43,8 @@ def flush() -> None:
             continue
         try:
             file.flush()
-        except (AttributeError, OSError, ValueError) as e:
+        except Exception as e:
+            # A closed pipe or file, or whatever a stand-in for sys.stdout raises: nothing of it may end the writer.
             log.debug("the output can't be flushed: %s", e)
 
 
@@ -73,15 +74,19 @@ class _Writer:
                 data[0]()
             return
         with self._lock:
+            # Counted before it can be written, and both under the lock: or the writer would find nothing to resume in
+            # the moment in which it is decided here to pause, and nobody would ever read again.
+            if kind is not None:
+                self._put += len(data)
+            full = not self._paused and self._put - self._done > _HOLD
+            self._paused = self._paused or full
             self._line.put((output, kind, data))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._main, name="kubetorch-output", daemon=True)
-                self._thread.start()
-        if kind is not None:
-            self._put += len(data)
-            if not self._paused and self._put - self._done > _HOLD:
-                self._paused = True
-                hold_reading(True)
+                thread = threading.Thread(target=self._main, name="kubetorch-output", daemon=True)
+                thread.start()
+                self._thread = thread  # only now: where the system gives no more threads, the next piece tries again
+        if full:
+            hold_reading(True)
 
     def _main(self) -> None:
         while True:
@@ -157,9 +162,11 @@ class _Writer:
         # Only now: a call whose output is all written ends without us, and must not overtake an item that waits here.
         for output, n in written.items():
             output.written += n
-        self._done += size
-        if self._paused and self._put - self._done < _RESUME:
-            self._paused = False
+        with self._lock:
+            self._done += size
+            resume = self._paused and self._put - self._done < _RESUME
+            self._paused = self._paused and not resume
+        if resume:
             get_portal().call(hold_reading, False)
 
     @staticmethod

@@ -92,10 +92,17 @@ class Portal:
         if not self._awake:
             self._awake = True
             try:
-                self.loop.call_soon_threadsafe(self._drain, context=self._context)
+                self._wake()
             except RuntimeError:
                 # The interpreter is ending and the loop is closed: nobody will wait for this any more.
                 log.debug("the portal is closed; %r is not run", fn)
+            except BaseException:
+                # KeyboardInterrupt, before the portal was woken or after: others count on its having been.
+                self._wake()
+                raise
+
+    def _wake(self) -> None:
+        self.loop.call_soon_threadsafe(self._drain, context=self._context)
 
     def _drain(self) -> None:
         self._awake = False
@@ -103,15 +110,12 @@ class Portal:
         inbox = self._inbox
         while inbox:
             fn, args = inbox.popleft()
-            try:
-                fn(*args)
-            except Exception:
-                log.exception("error in a callback of the portal")
+            _guarded(fn, *args)
         self._draining = False
         if self._last:
             last, self._last = self._last, []
             for end in last:
-                end()
+                _guarded(end)
 
     def at_end_of_turn(self, fn: Callable[[], object]) -> None:
         """Run ``fn`` when what is being handed over, or else what is ready on the loop, has been run; on the portal."""
@@ -260,6 +264,14 @@ def drop_frames(error: KubetorchError) -> None:
         if isinstance(each, KubetorchError) and not isinstance(each, RemoteError):
             each.__traceback__ = None
         each = each.__cause__
+
+
+def _guarded(fn: Callable[..., object], *args: Any) -> None:
+    """Run it, whatever it raises: what stands in line behind it is somebody else's."""
+    try:
+        fn(*args)
+    except (Exception, asyncio.CancelledError):
+        log.exception("error in a callback of the portal")
 
 
 class Inlet:
