@@ -15,6 +15,7 @@ from .config import config
 from .errors import ConfigError, NotDeployedError
 from .interface import Interface
 from .invocation import KEYWORDS, check_serialization, with_options
+from .markup import summary
 from .progress import DeployProgress
 from .service import (
     Service,
@@ -338,21 +339,19 @@ class Module:
 
     # -- looks -------------------------------------------------------------------------------------------------------
 
-    def _state(self) -> str:
-        if self._live is None:
-            return "not deployed"
-        return (
-            f"service {self._live.name} on {self._live.backend.name} pods" if not self._live.torn_down else "torn down"
-        )
+    def _looks(self) -> tuple[str, str, str]:
+        """What it is, its name, and how it is."""
+        live, kind = self._live, f"kubetorch {type(self).__name__}"
+        if live is None:
+            return kind, self._source.name, "not deployed"
+        where = "torn down" if live.torn_down else f"service {live.name} on {live.backend.name} pods"
+        return kind, self._source.name, where
 
     def __repr__(self) -> str:
-        return f"<kubetorch {type(self).__name__} {self._source.name}: {self._state()}>"
+        return "<{} {}: {}>".format(*self._looks())
 
     def _repr_html_(self) -> str:
-        import html
-
-        kind, name = type(self).__name__, html.escape(self._source.name)
-        return f"<code>kt.{kind}</code> <b>{name}</b>: {html.escape(self._state())}"
+        return summary(*self._looks())
 
     def __getstate__(self) -> dict[str, Any]:
         # A handle travels as the way to its service, not with its code: a service that calls a service needs no more.

@@ -34,6 +34,7 @@ from .errors import (
 )
 from .identity import describe_client
 from .interface import Interface
+from .markup import summary
 from .progress import DeployProgress, Phase
 from .streams import Output, open_output
 from .transport.endpoint import Endpoint
@@ -100,8 +101,14 @@ class Service:
     _session: Session | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
+        return "<{} {}: {}>".format(*self._looks())
+
+    def _repr_html_(self) -> str:
+        return summary(*self._looks())
+
+    def _looks(self) -> tuple[str, str, str]:
         where = "torn down" if self.torn_down or self.endpoint is None else f"{self.backend.name}, {self.endpoint.url}"
-        return f"<kubetorch service {self.name}: {where}; has calls events logs restart status teardown curl>"
+        return "kubetorch service", self.name, f"{where}; has calls events logs restart status teardown curl"
 
     # -- what calls need ---------------------------------------------------------------------------------------------
 

@@ -15,13 +15,13 @@ __all__ = ["DeployProgress", "Phase"]
 
 
 class Phase(StrEnum):
-    """Where a deploy is; the value is what people read. Not every deploy has every phase."""
+    """Where a deploy is, as people read it: ``"train" is loading``. Not every deploy has every phase."""
 
-    PACKING = "packing"
+    PACKING = "being packed"
     #: Another deploy of that name is under way.
     WAITING = "waiting for another deploy of it"
     #: A place is looked for: a node, free GPUs, room in a queue.
-    SCHEDULING = "scheduling"
+    SCHEDULING = "being scheduled"
     #: The container image is pulled, or its steps are run.
     IMAGE = "getting its image"
     STARTING = "starting its pod"
@@ -67,7 +67,7 @@ class DeployProgress:
 
     def _describe(self, now: float) -> Status:
         detail = f": {self._detail}" if self._detail else ""
-        return Status(f'kubetorch: "{self._name}", {duration(now - self._began)}, {self._phase}{detail}')
+        return Status(f'kubetorch: "{self._name}" is {self._phase}, {duration(now - self._began)}{detail}')
 
     def _ended(self, error: BaseException) -> Status:
         state = ended_by(error)

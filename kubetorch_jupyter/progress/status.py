@@ -88,7 +88,7 @@ def duration(seconds: float) -> str:
     >>> duration(0.314), duration(3.14159), duration(59.9), duration(125), duration(3720)
     ('0.31 s', '3.1 s', '59 s', '2 min 5 s', '1 h 2 min')
     """
-    if seconds < 1:
+    if seconds < 0.995:
         return f"{seconds:.2f} s"
     if seconds < 10:
         return f"{seconds:.1f} s"
