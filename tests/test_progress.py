@@ -400,7 +400,9 @@ def test_the_end_of_python_ends_the_line(tmp_path: Path) -> None:
             except BaseException:
                 pass
         threading.Thread(target=deploy, daemon=True).start()
-        time.sleep(1)
+        while not any(s.state == "running" for s in kt.services()):
+            time.sleep(0.05)
+        time.sleep(1)  # for the class to say something, and the clock to tick
     """
     began = time.monotonic()
     rows = screen(run_in_terminal(script(tmp_path, code), environment()))
