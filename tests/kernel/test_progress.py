@@ -132,6 +132,31 @@ def test_deploys_and_maps(kernel: Kernel) -> None:
     assert not [m for m in kernel.orphans if "display" in m.type]
 
 
+def test_what_is_displayed_says_the_same_without_html_and_widgets(newest_kernel: Kernel) -> None:
+    """A terminal client drops the HTML, and refuses comms; so none may be opened."""
+    newest_kernel.run(SETUP)
+    shown = newest_kernel.run(
+        "from IPython.display import display\n"
+        "model = model(0.1, 'one')\n"
+        "handle = await kt.fn(wait).to_async(kt.Compute(cpus=0.5, concurrency=4))\n"
+        "call = handle.spawn(1)\n"
+        "call.result()\n"
+        "for each in (model, model.f, model.service, handle, call, handle.compute, kt.Image('<i>'), kt.services(),\n"
+        "             kt.calls(), kt.preview(wait), kt.config, kt.Secret('db', values={'password': 'hunter2'}),\n"
+        "             kt.Volume('data')):\n"
+        "    display(each)\n"
+        "handle"
+    )
+    types = [m.type for m in shown.messages]
+    assert not [t for t in types if t.startswith("comm_")]
+    assert types.count("display_data") == 2 + 13
+    assert types.count("execute_result") == 1
+    for bundle in shown.displays:
+        assert_says_the_same(bundle)
+        assert "text/html" in bundle
+    assert "hunter2" not in str(shown.displays)
+
+
 def test_a_headless_run_keeps_the_last_state(make_newest_kernel: Callable[..., Kernel]) -> None:
     kernel = make_newest_kernel(start=False)
     python = make_newest_kernel.python  # type: ignore[attr-defined]
