@@ -104,14 +104,14 @@ def test_deploys_and_maps(kernel: Kernel) -> None:
     assert stopped.error is not None
     assert re.fullmatch(r'kubetorch: "stop" was stopped after \S+ s while loading', last(stopped))
 
-    for code in ("sum(handle.map(range(60)))", "sum([x async for x in handle.map(range(60))])"):
+    for code in ("sum(handle.map(range(80)))", "sum([x async for x in handle.map(range(80))])"):
         cell = kernel.run(
             f"handle = kt.fn(wait).to(kt.Compute(concurrency=4), stream_logs=False)\nhandle.stream_logs = True\n{code}"
         )
         (messages,) = lines(cell)
-        assert re.fullmatch(r"kubetorch: map of wait, 60 of 60 done, \d+ a second, \S+ s", text(messages[-1]))
-        assert re.fullmatch(r"\[#+-+\] kubetorch: map of wait, \d+ of 60 done, .*", text(messages[0]))
-        assert cell.result == "1770"
+        assert re.fullmatch(r"kubetorch: map of wait, 80 of 80 done, \d+ a second, \S+ s", text(messages[-1]))
+        assert re.fullmatch(r"\[#+-+\] kubetorch: map of wait, \d+ of 80 done, .*", text(messages[0]))
+        assert cell.result == "3160"
 
     quiet = kernel.run("model(0.1, 'quiet', stream_logs=False)\nsum(handle.options(stream_logs=False).map(range(44)))")
     assert quiet.stdout == ""
@@ -162,12 +162,12 @@ def test_a_headless_run_keeps_the_last_state(make_newest_kernel: Callable[..., K
     python = make_newest_kernel.python  # type: ignore[attr-defined]
     code = (
         "m = model(0.6, 'one')\nhandle = await kt.fn(wait).to_async(kt.Compute(concurrency=4))\n"
-        "sum(handle.map(range(60)))"
+        "sum(handle.map(range(80)))"
     )
     notebook = run_notebook([SETUP, code], python, kernel)
     outputs: list[Any] = [o for o in notebook.cells[1].outputs if o.output_type == "display_data"]
     found = [output["data"]["text/plain"] for output in outputs]
-    expected = [ready("one"), ready("wait"), r"kubetorch: map of wait, 60 of 60 done, \d+ a second, \S+ s"]
+    expected = [ready("one"), ready("wait"), r"kubetorch: map of wait, 80 of 80 done, \d+ a second, \S+ s"]
     assert len(found) == len(expected), found
     for each, pattern in zip(found, expected, strict=True):
         assert re.fullmatch(pattern, each)
