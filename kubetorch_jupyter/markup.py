@@ -11,6 +11,7 @@ from html import escape
 __all__ = ["code", "summary", "table"]
 
 _LEFT = ' style="text-align: left"'
+_INHERIT = ' style="color: inherit"'
 
 
 def code(text: str) -> str:
@@ -52,12 +53,13 @@ def table(rows: Iterable[Sequence[str]], head: Sequence[str] = (), title: str = 
     Examples
     --------
     >>> table([["cpus", "1"]], title="Compute", codes=True)
-    '<div><code>Compute</code></div><table><tbody><tr><td style="text-align: left">cpus</td><td style="text-align: left"><code>1</code></td></tr></tbody></table>'
+    '<div><code>Compute</code></div><table style="color: inherit"><tbody><tr><td style="text-align: left">cpus</td><td style="text-align: left"><code>1</code></td></tr></tbody></table>'
     """  # noqa: E501
     above = f"<div>{code(title) if codes else escape(title)}</div>" if title else ""
     names = "".join(f"<th{_LEFT}>{escape(name)}</th>" for name in head)
     body = "".join(f"<tr>{''.join(_cell(text, codes and i == 1) for i, text in enumerate(row))}</tr>" for row in rows)
-    return f"{above}<table>{f'<thead><tr>{names}</tr></thead>' if names else ''}<tbody>{body}</tbody></table>"
+    # Where the page has no doctype, a table doesn't take the colour of its surroundings: black on black.
+    return f"{above}<table{_INHERIT}>{f'<thead><tr>{names}</tr></thead>' if names else ''}<tbody>{body}</tbody></table>"
 
 
 def _cell(text: str, is_code: bool) -> str:
