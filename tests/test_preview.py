@@ -12,6 +12,7 @@ import pytest
 import kubetorch_jupyter as kt
 from kubetorch_jupyter.errors import ConfigError, SerializationError
 from kubetorch_jupyter.preview import preview
+from tests.markup import assert_themed
 from tests.podlet import Cells
 
 
