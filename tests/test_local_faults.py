@@ -14,12 +14,12 @@ import pytest
 
 import kubetorch_jupyter as kt
 from kubetorch_jupyter.backends import registry
-from kubetorch_jupyter.backends.base import ServiceSpec
+from kubetorch_jupyter.backends.base import Phase, ServiceSpec
 from kubetorch_jupyter.backends.local import local_backend
 from kubetorch_jupyter.transport.portal import get_portal
 from pod_server import processes
 from tests.kernel.harness import leftover_files
-from tests.local import Client, alive, apply, delete, find, pids, record_of, runtime, shared_memory, wait_gone
+from tests.local import Client, Lines, alive, apply, delete, find, pids, record_of, runtime, shared_memory, wait_gone
 from tests.promises import promise
 
 __all__ = ["runtime"]  # a fixture
@@ -313,12 +313,13 @@ def test_a_deployer_that_dies_is_not_waited_for(runtime: Path) -> None:
         assert record_of("t-one").state == "starting"
         waiting = asyncio.Event()
 
-        def progress(phase: str, text: str) -> None:
-            if f"deployed by process {pid}" in text:
-                waiting.set()
+        class Watching(Lines):
+            def __call__(self, phase: Phase, detail: str = "") -> None:
+                if phase is Phase.WAITING and f"process {pid}" in detail:
+                    waiting.set()
 
         async def wait_and_deploy() -> str:
-            task = asyncio.ensure_future(local_backend().apply(ServiceSpec("t-one", kt.Compute()), progress))
+            task = asyncio.ensure_future(local_backend().apply(ServiceSpec("t-one", kt.Compute()), Watching()))
             await waiting.wait()
             other.process.kill()
             return (await task).url

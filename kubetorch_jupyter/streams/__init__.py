@@ -6,6 +6,15 @@ one thread of this module writes them, each in the context of the call it belong
 goes on when its last byte has been written.
 """
 
-from .output import Output, open_output, set_output_factory
+from .output import Output, midline, open_output, parent_message, set_output_factory, show_bundle
+from .writer import before_writing
 
-__all__ = ["Output", "open_output", "set_output_factory"]
+__all__ = [
+    "Output",
+    "before_writing",
+    "midline",
+    "open_output",
+    "parent_message",
+    "set_output_factory",
+    "show_bundle",
+]

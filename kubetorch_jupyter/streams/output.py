@@ -19,7 +19,7 @@ from pod_server.wire import LogKind
 
 from . import writer
 
-__all__ = ["Output", "open_output", "set_output_factory"]
+__all__ = ["Output", "midline", "open_output", "parent_message", "set_output_factory", "show_bundle"]
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def _shell() -> Any:
     return ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
 
 
-def _parent_message() -> dict[str, Any] | None:
+def parent_message() -> dict[str, Any] | None:
     """The message of the cell that a call which starts now belongs to; None outside a kernel."""
     kernel = getattr(_shell(), "kernel", None)
     if kernel is None or not hasattr(kernel, "get_parent"):
@@ -127,7 +127,7 @@ class Output:
 
     def __init__(self, label: str) -> None:
         self.context = contextvars.copy_context()
-        self.parent = _parent_message()
+        self.parent = parent_message()
         self.prefixed = False
         #: Nobody waits for this call any more: what still comes is kept by the pod, not shown.
         self.muted = False
@@ -193,7 +193,7 @@ class Output:
         if kind is LogKind.DISPLAY:
             self.release()
             self._break_lines()
-            _display(json.loads(data), self.parent)
+            show_bundle(json.loads(data), self.parent)
         elif kind is LogKind.NOTICE:
             self.release()
             if self._position.get("stderr", _START) != _START:
@@ -338,7 +338,7 @@ def _emit(stream: str, text: str) -> None:
         file.write(text)
 
 
-def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
+def show_bundle(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
     """Show a MIME bundle: in its cell, or as text where there are no cells."""
     data, metadata = bundle.get("data") or {}, bundle.get("metadata") or {}
     transient, update = bundle.get("transient") or {}, bool(bundle.get("update"))
@@ -361,6 +361,11 @@ def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
         parent=parent,
         ident=getattr(publisher, "topic", None),
     )
+
+
+def midline() -> bool:
+    """Whether the last thing that calls have written is a line without its end."""
+    return any(cell.partial for cell in list(_cells.values()))
 
 
 def _after_fork() -> None:

@@ -20,7 +20,7 @@ from ..transport.session import hold_reading
 if TYPE_CHECKING:
     from .output import Output
 
-__all__ = ["flush", "put"]
+__all__ = ["before_writing", "flush", "put"]
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,19 @@ def flush() -> None:
 #: What stands in line: a piece of a log, or, with no kind, what to call when all before it is written, and whether that
 #: is the end of the output.
 _Entry = tuple["Output", LogKind | None, Any]
+
+
+def _stay() -> None:
+    """Nothing is in the way."""
+
+
+_make_way: Callable[[], None] = _stay
+
+
+def before_writing(make_way: Callable[[], None]) -> None:
+    """Have this called before something is written: who draws on the terminal takes it away again there."""
+    global _make_way
+    _make_way = make_way
 
 
 class _Writer:
@@ -112,6 +125,8 @@ class _Writer:
             return _IDLE
         now = monotonic()
         due = [output for output in self._holders if output.since + _PATIENCE <= now]
+        if due:
+            _make_way()
         for output in due:
             self._holders.discard(output)
             if not output.muted:
@@ -124,6 +139,7 @@ class _Writer:
 
     def _batch(self, entry: _Entry | None) -> None:
         """Write what is in line, then flush once; calls end when theirs is flushed."""
+        _make_way()
         written: dict[Output, int] = {}
         marks: list[tuple[Output, Callable[[], None]]] = []
         size = 0
