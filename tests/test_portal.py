@@ -123,6 +123,28 @@ def test_an_interrupt_while_the_portal_is_woken_costs_nobody_the_wakeup(monkeypa
     assert portal.run(_value(2), 5) == 2
 
 
+def test_an_interrupt_while_a_loop_is_woken_costs_nobody_the_wakeup(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        inlet = get_inlet()
+        first, second = inlet.loop.create_future(), inlet.loop.create_future()
+
+        def interrupted(*args: object, **kwargs: object) -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        inlet.enter()
+        monkeypatch.setattr(inlet.loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            inlet.post(first)
+        inlet.post(second)
+        async with asyncio.timeout(5):
+            await first
+            await second
+        inlet.leave()
+
+    asyncio.run(main())
+
+
 def test_submitted_coroutines_see_the_submitters_context() -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
 

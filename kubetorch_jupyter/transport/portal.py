@@ -304,9 +304,10 @@ class Inlet:
         self._awake = False
         done = self._done
         while done:
-            waiter = done.popleft()
+            waiter = done[0]
             if not waiter.done():
                 waiter.set_result(None)
+            done.popleft()  # only now: an interrupt between the two would cost it its wakeup
 
     def enter(self) -> None:
         """One more thing is awaited on this loop; in its thread."""
@@ -319,6 +320,9 @@ class Inlet:
         self._waiting -= 1
 
     def _tick(self) -> None:
+        if self._done:
+            # An interrupt in the moment of a wakeup may have cost it: in a kernel the loop, and who waits, go on.
+            self._drain()
         # Arming it anew for each call would cost more than a tick too many.
         self._handle = self.loop.call_later(TICK, self._tick) if self._waiting > 0 else None
 
