@@ -422,6 +422,8 @@ def _manager(python: Path, folder: Path, context: zmq.Context[Any]) -> KernelMan
         kernel_name="chosen",
         kernel_spec_manager=_spec_manager(python, folder),
         connection_file=str(folder / "connection.json"),
+        # Over TCP another process may take a port between its choice and the kernel's start.
+        transport="ipc",
     )
 
 
@@ -432,6 +434,7 @@ def _async_manager(python: Path, folder: Path) -> Any:
         kernel_name="chosen",
         kernel_spec_manager=_spec_manager(python, folder),
         connection_file=str(folder / "headless.json"),
+        transport="ipc",
     )
 
 
