@@ -28,7 +28,16 @@ from jupyter_client.manager import KernelManager
 from jupyter_client.session import Session
 from nbclient import NotebookClient
 
-__all__ = ["Cell", "Kernel", "Message", "leftover_files", "leftover_processes", "run_notebook", "wait_until_gone"]
+__all__ = [
+    "Cell",
+    "Kernel",
+    "Message",
+    "execute_notebook",
+    "leftover_files",
+    "leftover_processes",
+    "run_notebook",
+    "wait_until_gone",
+]
 
 #: What a test environment must not hand on to a kernel: it would take it for one of its own.
 _HIDDEN = ("JPY_SESSION_NAME", "JPY_PARENT_PID", "PYTEST_CURRENT_TEST", "PYTHONPATH", "VIRTUAL_ENV", "MPLBACKEND")
@@ -402,6 +411,13 @@ def run_notebook(cells: Iterable[str], python: Path, kernel: Kernel, timeout: fl
     The kernel is asked for its directory, environment and runtime directory; gives the executed notebook.
     """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
+    return execute_notebook(notebook, python, kernel, timeout)
+
+
+def execute_notebook(
+    notebook: nbformat.NotebookNode, python: Path, kernel: Kernel, timeout: float = 120
+) -> nbformat.NotebookNode:
+    """As `run_notebook`, of a whole notebook, in place; the tags of its cells count."""
     client = NotebookClient(notebook, km=_async_manager(python, kernel._private), timeout=timeout)
     # A manager that nbclient was given it would leave running.
     client.execute(cleanup_kc=True, cwd=str(kernel.cwd), env=kernel.env)
