@@ -105,7 +105,7 @@ SHOWN: dict[str, dict[str, list[str]]] = {
     "06-panel": {
         "service": ["countdown", "is ready on local pods"],
         "panel": ["application/vnd.jupyter.widget-view+json", "panel"],
-        "spawn": ["countdown/"],
+        "spawn": ["<Call", "countdown"],
         "result": ["liftoff"],
     },
 }

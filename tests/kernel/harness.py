@@ -6,6 +6,7 @@ parent message, also after it ended. Times are those of `time.monotonic` at arri
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
@@ -419,8 +420,8 @@ def execute_notebook(
 ) -> nbformat.NotebookNode:
     """As `run_notebook`, of a whole notebook, in place; the tags of its cells count."""
     client = NotebookClient(notebook, km=_async_manager(python, kernel._private), timeout=timeout)
-    # A manager that nbclient was given it would leave running.
-    client.execute(cleanup_kc=True, cwd=str(kernel.cwd), env=kernel.env)
+    # A manager that nbclient was given it would leave running. On a loop that ends, for callers in threads.
+    asyncio.run(client.async_execute(cleanup_kc=True, cwd=str(kernel.cwd), env=kernel.env))
     return notebook
 
 
