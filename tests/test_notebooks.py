@@ -58,7 +58,7 @@ SHOWN: dict[str, dict[str, list[str]]] = {
     "03-classes-and-state": {
         "deploy": ["loading the model ...", "is ready on local pods"],
         "state": ["after 0 examples"],
-        "learn": ["after 100 examples", "y = 2.97 x + -1.01 after 400 examples"],
+        "learn": ["after 100 examples", "y = 2.97 x -1.01 after 400 examples"],
         "async": ["[-1.0, 2.0]"],
         "attributes": ["Data attributes are not read through the handle"],
         "again": ["is unchanged", "after 400 examples"],
