@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.kernel.harness import Kernel
 
@@ -74,3 +76,13 @@ def test_magic_cells(newest_kernel: Kernel) -> None:
     assert newest_kernel.run("model").result == "3"
     newest_kernel.run(deploy)
     assert newest_kernel.run("isinstance(train_model, kt.Fn), train_model(3)").result == "(True, None)"
+
+
+@pytest.mark.parametrize(
+    "path", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)#\s]+)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+    missing = [t for t in targets if not t.startswith(("https://", "http://")) and not (path.parent / t).exists()]
+    assert not missing
