@@ -146,10 +146,12 @@ class Requests:
         answer({"events": rows, "more": more})
 
     def _service_log(self, meta: dict[str, Any], answer: Answer) -> None:
-        """The end of what was written outside of any call, as text."""
+        """The end of what was written outside of any call, as text; of what came after an ``end`` of before."""
         log = self._pod.store.service_log
         texts = []
-        offset = log.last(_ROOM)  # not all of it: that may take seconds
+        after = meta.get("after")
+        # Not all of it: that may take seconds.
+        offset = max(log.last(_ROOM), after if isinstance(after, int) else 0)
         decoder = LogDecoder()
         while True:
             start, data, _ = log.read(offset, 1 << 20)

@@ -1,0 +1,191 @@
+"""How fast output may be written where a Jupyter server passes it on: well below what the server drops.
+
+The server counts, for each kernel, the messages and the bytes of ``stream`` messages of the last seconds (by default
+three), and drops what exceeds 1,000 messages or 1,000,000 bytes a second, without a word to the kernel. Bytes are those
+of the whole message as JSON. `Pace` keeps what we write, of all calls of this process together, at about two thirds of
+that; the rest is for what the user's own cells print.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Hashable
+from functools import lru_cache
+from time import monotonic
+from typing import Any
+
+from ..config import config
+
+__all__ = ["STEP", "Pace", "get_pace", "is_published", "json_size"]
+
+#: So much of a text is written at once, in bytes: as prefixed empty lines, or all control characters, it becomes six to
+#: thirty times as much, which still fits what is left of a window.
+STEP = 16 << 10
+#: Of what the server lets through in a window: so much at once, and so much of it evenly.
+_BURST, _STEADY = 0.15, 0.5
+#: What a message costs beside its text, in bytes: its headers.
+_MESSAGE = 800
+#: How many messages with text a second are enough, and how many of them at once: more would only make the browser draw
+#: more often. What isn't flushed ipykernel sends by itself, five times a second.
+_FLUSHES, _FLUSHES_AT_ONCE = 50.0, 50.0
+
+
+class _Bucket:
+    """What may be spent: fills evenly, never above its size, may be overdrawn.
+
+    Examples
+    --------
+    >>> now = 0.0
+    >>> bucket = _Bucket(rate=10.0, size=5.0, clock=lambda: now)
+    >>> bucket.spend(7)
+    >>> bucket.delay()
+    0.2
+    >>> now = 1.0
+    >>> bucket.delay()
+    0.0
+    """
+
+    __slots__ = ("_at", "_clock", "level", "rate", "size")
+
+    def __init__(self, rate: float, size: float, clock: Callable[[], float]) -> None:
+        self.rate, self.size = rate, size
+        self._clock = clock
+        self._at = clock()
+        self.level = size
+
+    def _fill(self) -> None:
+        now = self._clock()
+        self.level = min(self.size, self.level + (now - self._at) * self.rate)
+        self._at = now
+
+    def spend(self, n: float) -> None:
+        if self.rate:
+            self._fill()
+            self.level -= n
+
+    def delay(self) -> float:
+        """Seconds until there is something to spend."""
+        if not self.rate:
+            return 0.0  # no limit
+        self._fill()
+        return max(0.0, -self.level / self.rate)
+
+
+class Pace:
+    """When more may be written; any thread.
+
+    Parameters
+    ----------
+    data_rate, message_rate, window
+        What the server allows: bytes and messages a second, counted over so many seconds. A rate of 0 is none.
+    """
+
+    def __init__(
+        self, data_rate: float, message_rate: float, window: float, clock: Callable[[], float] = monotonic
+    ) -> None:
+        self.limits = data_rate, message_rate, window
+        self._lock = threading.Lock()
+        self._bytes = _Bucket(_STEADY * data_rate, _BURST * data_rate * window, clock)
+        self._messages = _Bucket(_STEADY * message_rate, _BURST * message_rate * window, clock)
+        self._flushes = _Bucket(
+            min(_FLUSHES, _STEADY * message_rate), min(_FLUSHES_AT_ONCE, _BURST * message_rate * window), clock
+        )
+        #: The messages that the next flush makes: one for each stream of each cell.
+        self._pending: set[Hashable] = set()
+
+    def delay(self, *, display: bool = False) -> float:
+        """Seconds until more text, or a display, may be written; 0 for now."""
+        with self._lock:
+            return self._messages.delay() if display else self._bytes.delay()
+
+    def wrote(self, text: str, stream: Hashable) -> None:
+        """Text has been put into a stream of a cell."""
+        with self._lock:
+            self._bytes.spend(json_size(text))
+            self._pending.add(stream)
+
+    def displayed(self) -> None:
+        """A message that is no text has been sent."""
+        with self._lock:
+            self._messages.spend(1)
+
+    def flush_due(self) -> bool:
+        """Whether what has been put into streams is to be flushed now, rather than with what comes next."""
+        with self._lock:
+            return self._flushes.delay() == 0.0
+
+    def flushed(self) -> None:
+        """The streams have been flushed."""
+        with self._lock:
+            n = len(self._pending)
+            self._pending.clear()
+            self._bytes.spend(_MESSAGE * n)
+            self._messages.spend(n)
+            self._flushes.spend(n)
+
+
+def json_size(text: str) -> int:
+    r"""The bytes of a text in a Jupyter message.
+
+    Examples
+    --------
+    >>> json_size("é\n"), json_size("\x1b[31m")
+    (4, 10)
+    """
+    return len(json.encoder.encode_basestring(text).encode("utf-8", "surrogatepass")) - 2
+
+
+# -- this process ------------------------------------------------------------------------------------------------------
+
+_pace: Pace | None = None
+_lock = threading.Lock()
+
+
+def get_pace() -> Pace | None:
+    """The pace of what this process's cells show; None where no Jupyter server passes it on, or none that has limits.
+
+    Raises
+    ------
+    ConfigError
+        When a setting makes no sense.
+    """
+    global _pace
+    name = os.environ.get("JPY_SESSION_NAME")
+    if name is None or _is_inherited(name, os.getppid()) or not is_published(sys.stdout):
+        return None
+    limits = config.iopub_data_rate_limit, config.iopub_msg_rate_limit, config.rate_limit_window
+    with _lock:
+        if _pace is None or _pace.limits != limits:
+            _pace = Pace(*limits)
+        return _pace
+
+
+def is_published(file: Any) -> bool:
+    """Whether what is written to it becomes messages of a kernel; not so in ``%%capture``, say."""
+    return hasattr(file, "pub_thread")
+
+
+@lru_cache(maxsize=8)
+def _is_inherited(name: str, parent: int) -> bool:
+    """Whether the parent process has the same ``JPY_SESSION_NAME``: then it is a kernel, and we run headless in it.
+
+    So it is with ``papermill`` in a notebook's cell. A server names its kernels' sessions, and has no such name itself.
+    """
+    try:
+        with open(f"/proc/{parent}/environ", "rb") as file:
+            return f"JPY_SESSION_NAME={name}".encode() in file.read().split(b"\0")
+    except OSError:
+        return False  # another system, or another user's: as if by a server
+
+
+def _after_fork() -> None:
+    global _pace, _lock
+    _pace = None
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
