@@ -273,7 +273,7 @@ class Output:
             if cut.cell:
                 what = f"this cell has shown {size_text(_CALLS * self._cap.limit)}, and shows no more"
             else:
-                what = f"a cell shows {size_text(self._cap.limit)} of a call; this one prints more"
+                what = f"a cell shows at most {size_text(self._cap.limit)} of a call, and this one prints more"
             self.write(LogKind.NOTICE, f"[kubetorch: {what}. All of it: {self._how()}]\n".encode())
 
     def _how(self) -> str:
