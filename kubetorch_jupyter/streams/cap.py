@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from pod_server.wire import LogKind
 
-__all__ = ["Allowance", "Cap", "Cut", "size_text"]
+__all__ = ["Allowance", "Cap", "Cut", "half_character", "size_text"]
 
 #: An escape sequence of a terminal: CSI, OSC, or two characters.
 _SEQUENCE = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[^\[\]])")
@@ -92,7 +92,7 @@ class Cap:
             self._show(kind, data)
             return data, None
         at = self._place(kind, data, room)
-        if at is None:  # all of it is inside of one sequence: the next piece has its end
+        if at is None:  # it is inside of a sequence or a character: the next piece has its end
             self._show(kind, data)
             return data, None
         first = not self._cut
@@ -120,8 +120,8 @@ class Cap:
         if line:
             return line
         before = self._tail.get(kind, b"")
-        if not room and (not before or before.endswith(b"\n")):
-            return 0
+        if not room if not before else room < _NEAR and before.endswith(b"\n"):
+            return 0  # where a line begins
         text = before + data
         at = len(before) + room
         start = text.rfind(b"\x1b", max(0, at - _NEAR), at)
@@ -134,7 +134,26 @@ class Cap:
         for _ in range(3):
             if at < len(text) and text[at] & 0xC0 == 0x80:
                 at += 1
+        if at == len(text) and half_character(text):
+            return None
         return at - len(before)
+
+
+def half_character(data: bytes) -> int:
+    """How many bytes at the end are the beginning of a character of UTF-8 that goes on.
+
+    Examples
+    --------
+    >>> [half_character("a🎉".encode()[:n]) for n in (1, 2, 3, 4, 5)]
+    [0, 1, 2, 3, 0]
+    """
+    for back in range(1, min(4, len(data) + 1)):
+        byte = data[-back]
+        if byte & 0xC0 == 0x80:
+            continue  # inside of one: look for its first byte
+        size = 4 if byte & 0xF8 == 0xF0 else 3 if byte & 0xF0 == 0xE0 else 2 if byte & 0xE0 == 0xC0 else 1
+        return back if back < size else 0
+    return 0
 
 
 def size_text(size: int) -> str:

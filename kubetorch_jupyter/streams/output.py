@@ -20,7 +20,7 @@ from pod_server.wire import LogKind
 
 from ..config import config
 from . import writer
-from .cap import Allowance, Cap, Cut, size_text
+from .cap import Allowance, Cap, Cut, half_character, size_text
 from .pacing import Pace, get_pace, is_published
 
 __all__ = ["Output", "open_output", "set_output_factory"]
@@ -269,6 +269,9 @@ class Output:
         self._dropped += len(self._held.pop(stream, b""))
         if cut.closing:
             self._show(stream, cut.closing)
+            # Also if it has ended no line, only a colour.
+            self._position[stream] = _START
+            self._cell.partial.pop(stream, None)
         if cut.first and self._cap.shown:
             if cut.cell:
                 what = f"this cell has shown {size_text(_CALLS * self._cap.limit)}, and shows no more"
@@ -316,7 +319,7 @@ class Output:
         longest = _LONGEST if self.pace is None else _LONGEST_PACED
         end = data.rfind(b"\n") + 1 if whole_lines and len(data) < longest else len(data)
         if end == len(data):
-            end -= _half_character(data)
+            end -= half_character(data)
         if end < len(data):
             if end:
                 self.since = monotonic()
@@ -392,23 +395,6 @@ class Output:
             colours = _CELL_COLOURS if self.parent is not None else _TERMINAL_COLOURS
             text = f"\x1b[{colours[(self._number - 1) % len(colours)]}m{text}\x1b[0m"
         return f"{text} ".encode()
-
-
-def _half_character(data: bytes) -> int:
-    """How many bytes at the end are the beginning of a character of UTF-8 that goes on.
-
-    Examples
-    --------
-    >>> [_half_character("a🎉".encode()[:n]) for n in (1, 2, 3, 4, 5)]
-    [0, 1, 2, 3, 0]
-    """
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue  # inside of one: look for its first byte
-        size = 4 if byte & 0xF8 == 0xF0 else 3 if byte & 0xF0 == 0xE0 else 2 if byte & 0xE0 == 0xC0 else 1
-        return back if back < size else 0
-    return 0
 
 
 _PIECES = re.compile(rb"[^\r\n]+|\r|\n")

@@ -26,6 +26,8 @@ __all__ = ["STEP", "Pace", "get_pace", "is_published", "json_size"]
 STEP = 16 << 10
 #: Of what the server lets through in a window: so much at once, and so much of it evenly.
 _BURST, _STEADY = 0.15, 0.5
+#: And so much more at once, for those who print little while others have spent everything.
+_AHEAD = 0.05
 #: What a message costs beside its text, in bytes: its headers.
 _MESSAGE = 800
 #: How many messages with text a second are enough, and how many of them at once: more would only make the browser draw
@@ -66,12 +68,12 @@ class _Bucket:
             self._fill()
             self.level -= n
 
-    def delay(self) -> float:
+    def delay(self, overdraft: float = 0.0) -> float:
         """Seconds until there is something to spend."""
         if not self.rate:
             return 0.0  # no limit
         self._fill()
-        return max(0.0, -self.level / self.rate)
+        return max(0.0, -(self.level + overdraft) / self.rate)
 
 
 class Pace:
@@ -89,6 +91,7 @@ class Pace:
         self.limits = data_rate, message_rate, window
         self._lock = threading.Lock()
         self._bytes = _Bucket(_STEADY * data_rate, _BURST * data_rate * window, clock)
+        self._overdraft = _AHEAD * data_rate * window
         self._messages = _Bucket(_STEADY * message_rate, _BURST * message_rate * window, clock)
         self._flushes = _Bucket(
             min(_FLUSHES, _STEADY * message_rate), min(_FLUSHES_AT_ONCE, _BURST * message_rate * window), clock
@@ -96,10 +99,10 @@ class Pace:
         #: The messages that the next flush makes: one for each stream of each cell.
         self._pending: set[Hashable] = set()
 
-    def delay(self, *, display: bool = False) -> float:
-        """Seconds until more text, or a display, may be written; 0 for now."""
+    def delay(self, *, display: bool = False, ahead: bool = False) -> float:
+        """Seconds until more text, or a display, may be written; 0 for now. A little may go ``ahead``."""
         with self._lock:
-            return self._messages.delay() if display else self._bytes.delay()
+            return self._messages.delay() if display else self._bytes.delay(self._overdraft if ahead else 0.0)
 
     def wrote(self, text: str, stream: Hashable) -> None:
         """Text has been put into a stream of a cell."""

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 _HOLD, _RESUME = 16 << 20, 4 << 20
 #: The same for what waits for its pace: more, since that is no reason to keep other calls' results from coming in.
 _HOLD_PACED = 64 << 20
+#: A piece of less than this many bytes is little.
+_LITTLE = 4 << 10
 #: How often what waits for its pace is written, in seconds: as often as a reader can see.
 _BEAT = 0.1
 #: The writer's thread ends after this many seconds without work.
@@ -157,8 +159,10 @@ class _Writer:
     def _batch(self, entry: _Entry | None) -> None:
         """Write what is in line and what waits, then flush once; calls end when theirs is flushed."""
         batch = _Batch()
+        taken = 0
         while entry is not None:
             output, kind, data = entry
+            taken += _size(data)
             self._done += _size(data)
             waiting = self._waiting.get(output)
             if waiting is not None:
@@ -170,13 +174,13 @@ class _Writer:
             else:
                 self._waiting_size += _size(data)
                 entries = deque([(kind, data)])
-                while entries and self._advance(batch, output, entries):
+                while entries and self._advance(batch, output, entries, ahead=True):
                     pass
                 if entries:
                     # It has written less than those that wait already: its turn is next.
                     self._waiting[output] = entries
                     self._waiting.move_to_end(output, last=False)
-            if batch.size > _BATCH:
+            if taken > _BATCH:
                 break
             try:
                 entry = self._line.get_nowait()
@@ -212,15 +216,21 @@ class _Writer:
             else:
                 del self._waiting[output]
 
-    def _advance(self, batch: _Batch, output: Output, entries: deque[tuple[LogKind | None, Any]]) -> bool:
-        """Write of an output's entries up to one piece of text; False when nothing may be written now."""
+    def _advance(
+        self, batch: _Batch, output: Output, entries: deque[tuple[LogKind | None, Any]], ahead: bool = False
+    ) -> bool:
+        """Write of an output's entries up to one piece of text; False when nothing may be written now.
+
+        Little from a call of which nothing waits goes ``ahead`` of those that print more than is let through.
+        """
         moved = False
         while entries:
             kind, data = entries[0]
             pace = None if output.muted or self._closed else output.pace
             text = isinstance(data, bytes) and kind is not LogKind.DISPLAY
             paced = pace is not None and kind in _PACED and not isinstance(data, Cut)
-            if pace is not None and paced and pace.delay(display=not text):
+            little = ahead and text and len(data) < _LITTLE
+            if pace is not None and paced and pace.delay(display=not text, ahead=little):
                 break
             piece = data[:STEP] if text and paced else data
             self._write(batch, output, kind, piece)
