@@ -38,8 +38,9 @@ def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> st
     ----------
     target
         A call's id (as `calls` lists them), or a `Call`: its whole output from the start, standard output and error in
-        the order in which they came. A service's name, or a handle: what was written outside of any call (while
-        loading, by threads of its own), then its last calls' output, each under a line with its id, 1 MiB at most.
+        the order in which they came. A service's name, or a handle: what was written outside of any call (by threads of
+        its own, by C code), then the output of loading it and of its last calls, each under a line with its id, 1 MiB
+        at most.
     follow
         Give an iterator of pieces instead, that goes on with what comes: until the call has ended, or the service.
         Stop ends it, and nothing else.
@@ -126,7 +127,7 @@ def _left_out(row: dict[str, Any], room: int) -> str:
 async def _read_service(service: Service) -> str:
     session = await service.session()
     texts = [str((await session.request("service_log"))["text"])]
-    for row, room in _last(row for row in await all_calls(session) if row["log"]):
+    for row, room in _last(row for row in await all_calls(session, loads=True) if row["log"]):
         try:
             text = await read_log(session, row["id"], row, room)
         except (RecordExpiredError, UnknownCallError):
@@ -168,7 +169,7 @@ async def _follow_service(service: Service, add: Callable[[str], None]) -> None:
                 if answer["text"]:
                     merged.add("", f"==> {service.name} <==\n" if known else "", answer["text"])
                 end = answer["end"]
-                fresh = [row for row in await all_calls(session) if row["id"] not in known]
+                fresh = [row for row in await all_calls(session, loads=True) if row["id"] not in known]
                 wanted = [row for row in fresh if row["log"] or not row["ended"]]
                 # At first the last calls only; of those that come later, everything.
                 for row, room in [(row, _BYTES) for row in sorted(wanted, key=_start)] if known else _last(wanted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -32,8 +33,7 @@ def write_for(pace: Pace, clock: Clock, seconds: float, text: str) -> list[tuple
         if delay := pace.delay():
             clock.now += max(delay, 1e-6)  # or rounding would keep it where it is
             continue
-        pace.wrote(text, ("cell", "stdout"))
-        pace.flushed()
+        pace.write(io.StringIO(), text, ("cell", len(written)))
         written.append((clock.now, len(text) + 800))
     return written
 
@@ -58,10 +58,8 @@ def test_a_rate_of_zero_is_no_limit() -> None:
     pace = Pace(0, 0, 3.0, Clock())
     for _ in range(1000):
         assert pace.delay() == pace.delay(display=True) == 0
-        assert pace.flush_due()
-        pace.wrote("x" * 100_000, ("cell", "stdout"))
+        pace.write(io.StringIO(), "x" * 10_000, ("cell", "stdout"))
         pace.displayed()
-        pace.flushed()
 
 
 def test_displays_count_as_messages_and_a_little_may_go_ahead() -> None:
@@ -73,11 +71,36 @@ def test_displays_count_as_messages_and_a_little_may_go_ahead() -> None:
         shown += 1
     assert 450 <= shown <= 452
     assert pace.delay() == 0
-    pace.wrote("x" * 500_000, ("cell", "stdout"))
+    pace.write(io.StringIO(), "x" * 500_000, ("cell", "stdout"))
     assert pace.delay() > 0
     assert pace.delay(ahead=True) == 0
-    pace.wrote("x" * 200_000, ("cell", "stdout"))
+    pace.write(io.StringIO(), "x" * 200_000, ("cell", "stdout"))
     assert pace.delay(ahead=True) > 0
+
+
+def test_what_is_going_to_be_sent_anyway_is_not_flushed() -> None:
+    class Stream(io.StringIO):
+        """As ipykernel's: a write plans to send, if that isn't planned already."""
+
+        _flush_pending = False
+
+        def write(self, text: str) -> int:
+            self._flush_pending = True
+            return super().write(text)
+
+    clock = Clock()
+    pace, stream = Pace(1_000_000, 1000, 3.0, clock), Stream()
+    pace.write(stream, "x", "stdout")
+    assert pace.flush_due(), "the first line is seen at once"
+    stream._flush_pending = False
+    pace.write(stream, "x", "stdout")
+    assert not pace.flush_due(), "not so soon again"
+    clock.now += 1
+    pace.write(stream, "x", "stdout")
+    assert not pace.flush_due(), "that is planned"
+    stream._flush_pending = False
+    pace.write(stream, "x", "stdout")
+    assert pace.flush_due()
 
 
 def test_without_a_kernel_nothing_is_paced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,7 +251,6 @@ class Output:
             self._break_lines()
             _display(json.loads(data), self.parent)
             if self.pace is not None:
-                self.pace.flushed()
                 self.pace.displayed()
         elif kind is LogKind.NOTICE:
             self.release()
@@ -354,9 +353,10 @@ class Output:
             buffer.write(shown)
         else:
             text = shown.decode("utf-8", "replace")
-            file.write(text)
             if self.pace is not None and is_published(file):
-                self.pace.wrote(text, (self._cell.key, stream))
+                self.pace.write(file, text, (self._cell.key, stream))
+            else:
+                file.write(text)
 
     def _break_lines(self) -> None:
         """End other calls' incomplete lines: those of two calls are never joined."""

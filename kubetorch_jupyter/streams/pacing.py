@@ -30,9 +30,14 @@ _BURST, _STEADY = 0.15, 0.5
 _AHEAD = 0.05
 #: What a message costs beside its text, in bytes: its headers.
 _MESSAGE = 800
-#: How many messages with text a second are enough, and how many of them at once: more would only make the browser draw
-#: more often. What isn't flushed ipykernel sends by itself, five times a second.
-_FLUSHES, _FLUSHES_AT_ONCE = 50.0, 50.0
+#: Text is flushed at most so often, in seconds, and only if ipykernel isn't going to send it by itself, which it does
+#: 0.2 s after a write. Each flush between a write and that moment makes it forget that it has planned to, so that the
+#: next write plans it once more; those plans never end while writes go on, and become hundreds of messages a second.
+_FLUSH_EVERY = 0.25
+#: How often ipykernel sends what is written without a pause, in seconds.
+_SENDS_EVERY = 0.1
+#: So many streams are remembered.
+_STREAMS = 1000
 
 
 class _Bucket:
@@ -93,22 +98,32 @@ class Pace:
         self._bytes = _Bucket(_STEADY * data_rate, _BURST * data_rate * window, clock)
         self._overdraft = _AHEAD * data_rate * window
         self._messages = _Bucket(_STEADY * message_rate, _BURST * message_rate * window, clock)
-        self._flushes = _Bucket(
-            min(_FLUSHES, _STEADY * message_rate), min(_FLUSHES_AT_ONCE, _BURST * message_rate * window), clock
-        )
-        #: The messages that the next flush makes: one for each stream of each cell.
-        self._pending: set[Hashable] = set()
+        self._clock = clock
+        #: When each stream of each cell was last charged with a message.
+        self._charged: dict[Hashable, float] = {}
+        self._flushed = 0.0
+        #: Whether something has been written that ipykernel had no plan to send.
+        self._unplanned = False
 
     def delay(self, *, display: bool = False, ahead: bool = False) -> float:
         """Seconds until more text, or a display, may be written; 0 for now. A little may go ``ahead``."""
         with self._lock:
             return self._messages.delay() if display else self._bytes.delay(self._overdraft if ahead else 0.0)
 
-    def wrote(self, text: str, stream: Hashable) -> None:
-        """Text has been put into a stream of a cell."""
+    def write(self, file: Any, text: str, stream: Hashable) -> None:
+        """Put text into a stream of a cell."""
+        planned = getattr(file, "_flush_pending", False)
+        file.write(text)
         with self._lock:
             self._bytes.spend(json_size(text))
-            self._pending.add(stream)
+            self._unplanned = self._unplanned or not planned
+            now = self._clock()
+            if now - self._charged.get(stream, 0.0) > _SENDS_EVERY:
+                if len(self._charged) > _STREAMS:
+                    self._charged.clear()
+                self._charged[stream] = now
+                self._bytes.spend(_MESSAGE)
+                self._messages.spend(1)
 
     def displayed(self) -> None:
         """A message that is no text has been sent."""
@@ -116,18 +131,14 @@ class Pace:
             self._messages.spend(1)
 
     def flush_due(self) -> bool:
-        """Whether what has been put into streams is to be flushed now, rather than with what comes next."""
+        """Whether what has been written is to be flushed now: else it is sent by itself soon."""
         with self._lock:
-            return self._flushes.delay() == 0.0
-
-    def flushed(self) -> None:
-        """The streams have been flushed."""
-        with self._lock:
-            n = len(self._pending)
-            self._pending.clear()
-            self._bytes.spend(_MESSAGE * n)
-            self._messages.spend(n)
-            self._flushes.spend(n)
+            now = self._clock()
+            due = self._unplanned and now - self._flushed > _FLUSH_EVERY
+            self._unplanned = False
+            if due:
+                self._flushed = now
+            return due
 
 
 def json_size(text: str) -> int:

@@ -266,14 +266,12 @@ class _Writer:
         """Have what was written go out; there is one sys.stdout, so that of all contexts does.
 
         Where it becomes messages, not more often than is of use: ipykernel sends what stays in its streams by itself
-        0.2 s later, and before a cell ends.
+        0.2 s later, and before a cell ends (`pacing`).
         """
         paces = {output.pace for output in outputs}
         pace = next((pace for pace in paces if pace is not None), None)
         if None in paces or pace is None or pace.flush_due():
             next(iter(outputs)).context.run(flush)
-            if pace is not None:
-                pace.flushed()
 
     @staticmethod
     def _guarded(output: Output, write: Callable[..., None], *args: Any) -> None:

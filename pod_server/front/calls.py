@@ -272,8 +272,8 @@ class Calls:
         record = sub.record if sub is not None else self._pod.store.by_key.get((session.client.id, channel))
         if record is None:
             return
-        if keep and not record.released:
-            record.keep = True
+        if keep:
+            self._pod.store.keep(record)
         own = record.client is session.client and record.seq == channel
         # Who has read the log only has not read the result.
         log_only = sub is not None and sub.log_only

@@ -443,6 +443,12 @@ class RecordStore:
         if not record.keep:
             self._retire(record)
 
+    def keep(self, record: Record) -> None:
+        """Its log is to stay for `KEEP` seconds after its end, whatever else ends meanwhile."""
+        record.keep = True
+        if record in self._ring:
+            self._ring.remove(record)
+
     def _retire(self, record: Record) -> None:
         """From now on it is one of the last `RING`."""
         self._ring.append(record)

@@ -237,6 +237,15 @@ def test_attach_is_capped_too_and_settings_count(newest: Kernel) -> None:
     newest.run("kt.config.iopub_data_rate_limit = None")
 
 
+def test_a_long_log_written_by_the_cell_itself(newest: Kernel) -> None:
+    newest.run("from kubetorch_jupyter.notebook.output import write_log")
+    call = newest.run("call = remote['lines'].options(stream_logs=False).spawn(20_000, 93, 1.0)\ncall.id").result
+    cell = newest.run(f"write_log(kt.logs({call}, follow=True))")
+    assert cell.stdout == lines(20_000, 93)
+    assert cell.result == str(len(lines(20_000, 93)))
+    hold_limits("a log of 2 MB, followed", cell)
+
+
 def test_what_is_captured_is_whole(newest: Kernel) -> None:
     newest.run("%%capture caught\nremote['lines'](30_000, 93)")
     assert newest.run("len(caught.stdout), caught.stderr").result == f"({len(lines(30_000, 93))}, '')"
