@@ -237,13 +237,16 @@ def test_attach_is_capped_too_and_settings_count(newest: Kernel) -> None:
     newest.run("kt.config.iopub_data_rate_limit = None")
 
 
-def test_a_long_log_written_by_the_cell_itself(newest: Kernel) -> None:
-    newest.run("from kubetorch_jupyter.notebook.output import write_log")
-    call = newest.run("call = remote['lines'].options(stream_logs=False).spawn(20_000, 93, 1.0)\ncall.id").result
-    cell = newest.run(f"write_log(kt.logs({call}, follow=True))")
-    assert cell.stdout == lines(20_000, 93)
-    assert cell.result == str(len(lines(20_000, 93)))
-    hold_limits("a log of 2 MB, followed", cell)
+def test_the_magic_that_the_line_names_shows_all_of_it(newest: Kernel) -> None:
+    newest.run("%load_ext kubetorch_jupyter\nkt.config.cell_log_limit = '100k'")
+    cell = newest.run("remote['lines'](20_000, 93)")
+    [(_, how)] = LEFT_OUT.findall(cell.stderr)
+    assert how.startswith("%kt logs lines/")
+    for command in (how, how.replace("logs", "logs -f")):
+        shown = newest.run(command)
+        assert shown.stdout == lines(20_000, 93)
+        hold_limits(f"2 MB by {command.rpartition(' ')[0]}", shown)
+    newest.run("kt.config.cell_log_limit = None\n%unload_ext kubetorch_jupyter\nimport kubetorch_jupyter as kt")
 
 
 def test_what_is_captured_is_whole(newest: Kernel) -> None:
