@@ -27,6 +27,8 @@ class Allowance:
 
     limit: int
     left: int
+    #: Whether the cell says already that it shows no more.
+    told: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,14 @@ class Cap:
     ((b'', None), 18)
     """
 
-    __slots__ = ("_allowance", "_cut", "_open", "_tail", "hidden", "limit", "shown")
+    __slots__ = ("_cut", "_open", "_tail", "allowance", "hidden", "limit", "shown")
 
     def __init__(self, limit: int, allowance: Allowance) -> None:
         self.limit = limit
         self.shown = 0
         #: Bytes that were left out.
         self.hidden = 0
-        self._allowance = allowance
+        self.allowance = allowance
         self._cut: set[LogKind] = set()
         #: The last that was shown of each stream, and whether it has left a colour on.
         self._tail: dict[LogKind, bytes] = {}
@@ -86,7 +88,7 @@ class Cap:
             self.hidden += len(data)
             return b"", None
         reserve = self.limit // 8 if kind is LogKind.STDOUT else 0
-        of_call, of_cell = self.limit - self.shown - reserve, self._allowance.left - reserve
+        of_call, of_cell = self.limit - self.shown - reserve, self.allowance.left - reserve
         room = max(0, min(of_call, of_cell))
         if len(data) <= room:
             self._show(kind, data)
@@ -105,7 +107,7 @@ class Cap:
 
     def _show(self, kind: LogKind, data: bytes) -> None:
         self.shown += len(data)
-        self._allowance.left -= len(data)
+        self.allowance.left -= len(data)
         if not data:
             return
         before = self._tail.get(kind, b"")

@@ -273,6 +273,7 @@ class Output:
             self._cell.partial.pop(stream, None)
         if cut.first and self._cap.shown:
             if cut.cell:
+                self._cap.allowance.told = True
                 what = f"this cell has shown {size_text(_CALLS * self._cap.limit)}, and shows no more"
             else:
                 what = f"a cell shows at most {size_text(self._cap.limit)} of a call, and this one prints more"
@@ -296,12 +297,21 @@ class Output:
     def close(self) -> None:
         """Write all that is held back, and what is missing; nothing comes after it."""
         self.release(final=True)
-        if self._cap is not None and self._cap.hidden:
+        if self._cap is not None and self._cap.hidden and not self._is_one_of_many():
             hidden = self._cap.hidden + self._dropped
             text = f"[kubetorch: {hidden:,} bytes that this call printed are not shown. All of it: {self._how()}]\n"
             self.write(LogKind.NOTICE, text.encode())
             self.release(final=True)
         self.leave()
+
+    def _is_one_of_many(self) -> bool:
+        """Whether nothing of it was shown because its cell has enough, which says so already."""
+        assert self._cap is not None
+        allowance = self._cap.allowance
+        if self._cap.shown or allowance.left > allowance.limit // _CALLS:
+            return False
+        told, allowance.told = allowance.told, True
+        return told
 
     def _write(self, stream: str, data: bytes) -> None:
         held = self._held.pop(stream, b"")

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable
 from functools import lru_cache
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -168,7 +169,9 @@ def get_pace() -> Pace | None:
     """
     global _pace
     name = os.environ.get("JPY_SESSION_NAME")
-    if name is None or _is_inherited(name, os.getppid()) or not is_published(sys.stdout):
+    # Who started the kernel says so; its parent may be a script of the kernel's specification.
+    starter = os.environ.get("JPY_PARENT_PID") or str(os.getppid())
+    if name is None or _is_inherited(name, starter) or not is_published(sys.stdout):
         return None
     limits = config.iopub_data_rate_limit, config.iopub_msg_rate_limit, config.rate_limit_window
     with _lock:
@@ -183,16 +186,16 @@ def is_published(file: Any) -> bool:
 
 
 @lru_cache(maxsize=8)
-def _is_inherited(name: str, parent: int) -> bool:
-    """Whether the parent process has the same ``JPY_SESSION_NAME``: then it is a kernel, and we run headless in it.
+def _is_inherited(name: str, starter: str) -> bool:
+    """Whether the process that started this one has the same ``JPY_SESSION_NAME``: then we run headless in a kernel.
 
     So it is with ``papermill`` in a notebook's cell. A server names its kernels' sessions, and has no such name itself.
     """
     try:
-        with open(f"/proc/{parent}/environ", "rb") as file:
-            return f"JPY_SESSION_NAME={name}".encode() in file.read().split(b"\0")
+        environ = Path("/proc", starter, "environ").read_bytes()
     except OSError:
         return False  # another system, or another user's: as if by a server
+    return os.fsencode(f"JPY_SESSION_NAME={name}") in environ.split(b"\0")
 
 
 def _after_fork() -> None:

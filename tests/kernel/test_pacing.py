@@ -263,3 +263,32 @@ def test_headless_and_without_a_server_everything_is_shown(make_newest_kernel: K
     record(f"2.2 MB of lines headless: {time.monotonic() - began:.1f} s with the kernel's start")
     outputs = notebook.cells[2].outputs
     assert "".join(o.text for o in outputs) == lines(21_500, 93)
+
+
+def test_a_timeout_and_a_cancel_do_not_wait_for_the_pace(newest: Kernel) -> None:
+    newest.run(
+        "def flood_and_wait():\n    print(('x' * 99 + '\\n') * 40_000)\n    time.sleep(60)\n"
+        "waiting = kt.fn(flood_and_wait).to(kt.Compute())\nkt.config.cell_log_limit = 0"
+    )
+    # By the second try it has to wait: the first takes what may come at once.
+    newest.run("remote['lines'](10_000, 93)")
+    cell = newest.begin("began = time.monotonic()\nwaiting.options(timeout=1)()").wait()
+    assert cell.error is not None
+    assert cell.error["ename"] == "CallTimeoutError"
+    assert len(cell.stdout) < 3_000_000, "it had to wait for its pace"
+    assert cell.replied is not None
+    promise("a timeout of 1 s while 4 MB are printed", cell.duration - 1, 0.5)
+    cell = newest.begin("call = waiting.spawn()\ntime.sleep(1)\ncall.cancel()\ncall.result()").wait()
+    assert cell.error is not None
+    assert cell.error["ename"] == "CallCancelledError"
+    promise("a cancel while 4 MB are printed", cell.duration - 1, 0.5)
+    newest.run("kt.config.cell_log_limit = None")
+
+
+def test_many_calls_that_are_left_out_are_told_of_once(newest: Kernel) -> None:
+    cell = newest.run("kt.config.cell_log_limit = '100k'\nlen(list(remote['lines'].map([1000] * 60, concurrency=2)))")
+    assert cell.result == "60"
+    assert 400_000 < 28 * len(re.findall(r"\d{6} x{20}\n", cell.stdout)) <= 500_000
+    assert "this cell has shown 500 kB, and shows no more" in cell.stderr
+    assert cell.stderr.count("[kubetorch:") <= 6, cell.stderr
+    newest.run("kt.config.cell_log_limit = None")
