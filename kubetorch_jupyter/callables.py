@@ -15,6 +15,7 @@ from .calls import Call, CallOptions
 from .errors import ConfigError
 from .interface import local_signature
 from .invocation import RemoteCallable, with_options
+from .markup import summary
 from .module import Module, Source
 from .service import Service
 from .shipping import display_name
@@ -138,7 +139,14 @@ class RemoteMethod(RemoteCallable):
         return RemoteMethod(self._owner, self._key, changed)
 
     def __repr__(self) -> str:
-        return f"<kubetorch method {self.__qualname__} of {self._owner!r}>"
+        return "<{} {}: {}>".format(*self._looks())
+
+    def _repr_html_(self) -> str:
+        return summary(*self._looks())
+
+    def _looks(self) -> tuple[str, str, str]:
+        kind, name, state = self._owner._looks()
+        return f"kubetorch method of {kind.removeprefix('kubetorch ')} {name}", self.__qualname__, state
 
 
 class Cls(Module):
@@ -200,10 +208,6 @@ class Cls(Module):
     ) -> Cls:
         """A view of this handle whose calls have other options, as `Fn.options`."""
         return self._view(timeout=timeout, retries=retries, stream_logs=stream_logs, serialization=serialization)
-
-    def __repr__(self) -> str:
-        state = object.__getattribute__(self, "__dict__")
-        return f"<kubetorch Cls {state['_source'].name}: {object.__getattribute__(self, '_state')()}>"
 
 
 def _unwrapped(given: Any, name: str | None, made: type[Module]) -> tuple[Any, str | None]:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from .config import config
 from .errors import ConfigError, UnsupportedError
 from .image import Image
+from .markup import code, table
 from .secret import Secret
 from .values import (
     EMPTY,
@@ -327,14 +328,8 @@ class Compute:
         return f"Compute({', '.join(f'{name}={value}' for name, value in self._shown())})"
 
     def _repr_html_(self) -> str:
-        import html
-
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{name}</th>"
-            f"<td style='text-align:left'><code>{html.escape(value)}</code></td></tr>"
-            for name, value in self._shown()
-        )
-        return f"<table>{rows}</table>" if rows else "<code>Compute()</code>"
+        shown = self._shown()
+        return table(shown, title="Compute", codes=True) if shown else code("Compute()")
 
 
 # Checks, one for each kind of parameter: what the user wrote → the one form of it

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
 from .errors import ConfigError
+from .markup import table
 from .values import check_name, check_text, describe, parse_amount, parse_count, parse_duration
 
 __all__ = ["Config", "config"]
@@ -274,16 +275,22 @@ class Config:
         return f"Config({', '.join(shown)})"
 
     def _repr_html_(self) -> str:
-        import html
+        return table(self._rows(), title="Config", codes=True)
 
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{key}</th>"
-            f"<td style='text-align:left'><code>{html.escape(repr(value))}</code></td>"
-            f"<td style='text-align:left'>{html.escape(settings()[key].__doc__ or '')}</td></tr>"
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        rows = self._rows()
+        wide, wider = (max(len(row[i]) for row in rows) for i in (0, 1))
+        lines = (f"  {key.ljust(wide)}  {value.ljust(wider)}  {doc}".rstrip() for key, value, doc in rows)
+        printer.text("\n".join(("Config", *lines)))
+
+    def _rows(self) -> list[tuple[str, str, str]]:
+        """Key, value and what it is for, of the settings that have a meaning here."""
+        docs = {key: setting.__doc__ or "" for key, setting in settings().items()}
+        return [
+            (key, repr(value), docs[key])
             for key, value in self._known().items()
-            if not (settings()[key].__doc__ or "").startswith("Kubetorch's")
-        )
-        return f"<table>{rows}</table>"
+            if not docs[key].startswith("Kubetorch's")
+        ]
 
     def _known(self) -> dict[str, Any]:
         # A repr does no I/O: of the file it shows what has been read.

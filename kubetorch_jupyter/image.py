@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec
 
 from .errors import ConfigError
+from .markup import code
 from .values import EMPTY, FrozenMapping, check_env, describe
 
 __all__ = ["Image", "Step"]
@@ -252,9 +253,7 @@ class Image:
         return f"Image({': '.join(filter(None, [*name, '; '.join([*base, *steps])]))})"
 
     def _repr_html_(self) -> str:
-        import html
-
-        return f"<code>{html.escape(repr(self))}</code>"
+        return code(repr(self))
 
 
 def _secret_like(name: str) -> bool:

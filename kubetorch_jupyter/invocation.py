@@ -130,12 +130,8 @@ class RemoteCallable(ABC):
         >>> for loss in train.map([0.1, 0.01]):    # doctest: +SKIP
         ...     print(loss)
         """
-        return self.starmap(
-            ((item,) for item in items),
-            concurrency=concurrency,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-        )
+        __tracebackhide__ = True
+        return self._map(((item,) for item in items), items, concurrency, ordered, return_exceptions)
 
     def starmap(
         self,
@@ -147,16 +143,36 @@ class RemoteCallable(ABC):
     ) -> Iterator[Any]:
         """`map` with several arguments: each item is the sequence of a call's positional arguments."""
         __tracebackhide__ = True
+        return self._map((tuple(item) for item in items), items, concurrency, ordered, return_exceptions)
+
+    def _map(
+        self,
+        argss: Iterable[tuple[Any, ...]],
+        items: Iterable[Any],
+        concurrency: int,
+        ordered: bool,
+        return_exceptions: bool,
+    ) -> Iterator[Any]:
+        __tracebackhide__ = True
         self._refuse_generator("map")
         return map_calls(
             self._deployed(),
             self._key or None,
-            (tuple(item) for item in items),
+            argss,
             self._mode()[1],
             concurrency=concurrency,
             ordered=ordered,
             return_exceptions=return_exceptions,
+            total=_count(items),
         )
+
+
+def _count(items: Iterable[Any]) -> int | None:
+    """How many there are, if they know: a file, a generator, a data loader without a length don't."""
+    try:
+        return len(items)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
+        return None
 
 
 def with_options(options: CallOptions, **changes: Any) -> CallOptions:

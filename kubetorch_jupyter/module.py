@@ -15,8 +15,9 @@ from .config import config
 from .errors import ConfigError, NotDeployedError
 from .interface import Interface
 from .invocation import KEYWORDS, check_serialization, with_options
+from .markup import summary
+from .progress import DeployProgress
 from .service import (
-    Announcer,
     Service,
     deploy,
     find_service,
@@ -177,14 +178,15 @@ class Module:
         42
         """
         __tracebackhide__ = True
-        make, up = self._deploying(compute, init_args, stream_logs, get_if_exists, dryrun)
-        bundle = make()
-        if not dryrun:
-            try:
-                get_portal().run(up(bundle))
-            except RemoteFailure as e:
-                error = load_error(e, service_name(self._source.name))
-                raise error from error.__cause__
+        make, up, progress = self._deploying(compute, init_args, stream_logs, get_if_exists, dryrun)
+        with progress:
+            bundle = make()
+            if not dryrun:
+                try:
+                    get_portal().run(up(bundle))
+                except RemoteFailure as e:
+                    error = load_error(e, service_name(self._source.name))
+                    raise error from error.__cause__
         return self
 
     async def to_async(
@@ -198,24 +200,25 @@ class Module:
     ) -> Self:
         """`to` for a running loop, which it never blocks; several may be awaited in one ``gather``."""
         __tracebackhide__ = True
-        make, up = self._deploying(compute, init_args, stream_logs, get_if_exists, dryrun)
+        make, up, progress = self._deploying(compute, init_args, stream_logs, get_if_exists, dryrun)
 
         async def run() -> None:
             bundle = await pack(make)
             if not dryrun:
                 await up(bundle)
 
-        try:
-            await get_portal().wrap(run())
-        except RemoteFailure as e:
-            error = load_error(e, service_name(self._source.name))
-            raise error from error.__cause__
+        async with progress:
+            try:
+                await get_portal().wrap(run())
+            except RemoteFailure as e:
+                error = load_error(e, service_name(self._source.name))
+                raise error from error.__cause__
         return self
 
     def _deploying(
         self, compute: Compute | None, init_args: Any, stream_logs: bool | None, get_if_exists: bool, dryrun: bool
-    ) -> tuple[Callable[[], shipping.Bundle], Callable[[shipping.Bundle], Coroutine[Any, Any, None]]]:
-        """The two steps of a deploy: pack in a thread of the user's, bring up on the portal."""
+    ) -> tuple[Callable[[], shipping.Bundle], Callable[[shipping.Bundle], Coroutine[Any, Any, None]], DeployProgress]:
+        """The two steps of a deploy, pack in a thread of the user's and bring up on the portal, and what shows them."""
         source = self._source
         if source.target is None:
             raise NotDeployedError(f'"{source.name}" was made from a name only and has no code to deploy')
@@ -232,7 +235,7 @@ class Module:
             )
         shown = self._options.stream_logs if stream_logs is None else bool(stream_logs)
         self._options = replace(self._options, stream_logs=shown)
-        announce = Announcer(quiet=not shown)
+        progress = DeployProgress(name, quiet=not shown or dryrun)
         output = open_deploy_output(shown, name)
         here = os.getcwd()
 
@@ -250,14 +253,14 @@ class Module:
             code = take_code(bundle, compute, here)
             # That ``_`` becomes ``-`` is seen in the next line.
             if name != source.name.lower().replace("_", "-"):
-                announce(f'kubetorch: the service of "{source.name}" is called "{name}"')
+                progress.note(f'the service of "{source.name}" is called "{name}"')
             for line in self._hidden(bundle):
-                announce(f"kubetorch: {line}")
-            service = await deploy(code, name, announce, output, get_if_exists=get_if_exists)
+                progress.note(line)
+            service = await deploy(code, name, progress, output, get_if_exists=get_if_exists)
             self._adopt(service)
             self._compute, self._init_args = compute, init_args
 
-        return make, up
+        return make, up, progress
 
     def _adopt(self, service: Service) -> None:
         self._live = service
@@ -336,21 +339,19 @@ class Module:
 
     # -- looks -------------------------------------------------------------------------------------------------------
 
-    def _state(self) -> str:
-        if self._live is None:
-            return "not deployed"
-        return (
-            f"service {self._live.name} on {self._live.backend.name} pods" if not self._live.torn_down else "torn down"
-        )
+    def _looks(self) -> tuple[str, str, str]:
+        """What it is, its name, and how it is."""
+        live, kind = self._live, f"kubetorch {type(self).__name__}"
+        if live is None:
+            return kind, self._source.name, "not deployed"
+        where = "torn down" if live.torn_down else f"service {live.name} on {live.backend.name} pods"
+        return kind, self._source.name, where
 
     def __repr__(self) -> str:
-        return f"<kubetorch {type(self).__name__} {self._source.name}: {self._state()}>"
+        return "<{} {}: {}>".format(*self._looks())
 
     def _repr_html_(self) -> str:
-        import html
-
-        kind, name = type(self).__name__, html.escape(self._source.name)
-        return f"<code>kt.{kind}</code> <b>{name}</b>: {html.escape(self._state())}"
+        return summary(*self._looks())
 
     def __getstate__(self) -> dict[str, Any]:
         # A handle travels as the way to its service, not with its code: a service that calls a service needs no more.

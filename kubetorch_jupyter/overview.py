@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import html
 import time
 from collections.abc import Callable, Iterable, Sequence
+from html import escape
 from typing import Any
 
 from pod_server.wire import parse_call_id
@@ -16,6 +16,7 @@ from .calls import Call, attach_call
 from .compute import Compute
 from .errors import KubetorchError, ServiceNotFoundError, UnknownCallError
 from .identity import describe_client
+from .markup import table
 from .service import Service, find_service
 from .transport.listing import all_calls
 from .transport.portal import get_portal
@@ -44,11 +45,9 @@ class Table(list[Any]):
 
     def _repr_html_(self) -> str:
         if not self:
-            return f"<i>{html.escape(self._empty)}</i>"
+            return f"<i>{escape(self._empty)}</i>"
         head, *body = self._cells()
-        ths = "".join(f"<th>{html.escape(c)}</th>" for c in head)
-        trs = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in body)
-        return f"<table><thead><tr>{ths}</tr></thead><tbody>{trs}</tbody></table>"
+        return table(body, head)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text("..." if cycle else repr(self))

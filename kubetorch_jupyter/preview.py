@@ -5,12 +5,12 @@ The report is made when `preview` is called; showing it does no I/O.
 
 from __future__ import annotations
 
-import html
 import os
 import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from pod_server import serialization
@@ -18,6 +18,7 @@ from pod_server._unpicklable import type_name
 
 from . import sources
 from .errors import ConfigError
+from .markup import table
 from .shipping import gather, pickled_size
 
 __all__ = ["Captured", "Preview", "SentModule", "preview"]
@@ -84,20 +85,9 @@ class Preview:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        # Colours are the notebook's own, so that it can be read in the dark as well.
-        out = [f"<div><b>{html.escape(self.name)}</b>: {_bytes(self.size)} would travel</div>"]
-        for title, rows in self._tables():
-            body = "".join(
-                f'<tr><td style="text-align:left">{html.escape(row[0])}</td>'
-                + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
-                + "</tr>"
-                for row in rows
-            )
-            out.append(
-                f'<table><thead><tr><th colspan="{len(rows[0])}" style="text-align:left">{title}</th></tr></thead>'
-                f"<tbody>{body}</tbody></table>"
-            )
-        out += [f"<div>⚠ {html.escape(w)}</div>" for w in self.warnings]
+        out = [f"<div><b>{escape(self.name)}</b>: {_bytes(self.size)} would travel</div>"]
+        out += [table(rows, title=title) for title, rows in self._tables()]
+        out += [f"<div>warning: {escape(w)}</div>" for w in self.warnings]
         return "".join(out)
 
     def _tables(self) -> Iterable[tuple[str, list[tuple[str, ...]]]]:

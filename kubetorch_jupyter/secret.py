@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ConfigError
+from .markup import code
 from .values import EMPTY, FrozenMapping, check_name, describe
 
 __all__ = ["PROVIDERS", "Provider", "Secret", "secret"]
@@ -192,9 +193,7 @@ class Secret:
         return f"Secret({', '.join(shown)})"
 
     def _repr_html_(self) -> str:
-        import html
-
-        return f"<code>{html.escape(repr(self))}</code>"
+        return code(repr(self))
 
 
 def _kubernetes(name: object) -> object:

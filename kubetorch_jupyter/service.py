@@ -11,7 +11,6 @@ import asyncio
 import contextvars
 import os
 import re
-import sys
 import time
 import weakref
 from collections.abc import Callable, Coroutine
@@ -35,13 +34,15 @@ from .errors import (
 )
 from .identity import describe_client
 from .interface import Interface
+from .markup import summary
+from .progress import DeployProgress, Phase
 from .streams import Output, open_output
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
 from .transport.portal import get_portal
 from .transport.session import RemoteFailure, Session, get_session
 
-__all__ = ["Announcer", "Service", "deploy", "find_service", "service_name"]
+__all__ = ["Service", "deploy", "find_service", "service_name"]
 
 T = TypeVar("T")
 
@@ -67,24 +68,6 @@ def service_name(name: str) -> str:
     if not _NAME.fullmatch(out):
         raise ConfigError(f"no service name can be made of {name!r}: give a name= of letters, digits and '-'")
     return out
-
-
-class Announcer:
-    """Writes our own lines to the cell that deploys, whatever thread they come from."""
-
-    def __init__(self, quiet: bool = False) -> None:
-        self._context = contextvars.copy_context()
-        self._quiet = quiet
-
-    def __call__(self, text: str) -> None:
-        """Write one line."""
-        if not self._quiet:
-            self._context.copy().run(self._write, text)
-
-    @staticmethod
-    def _write(text: str) -> None:
-        sys.stdout.write(text + "\n")
-        sys.stdout.flush()
 
 
 def _process_start(pid: int) -> int | None:
@@ -118,8 +101,14 @@ class Service:
     _session: Session | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
+        return "<{} {}: {}>".format(*self._looks())
+
+    def _repr_html_(self) -> str:
+        return summary(*self._looks())
+
+    def _looks(self) -> tuple[str, str, str]:
         where = "torn down" if self.torn_down or self.endpoint is None else f"{self.backend.name}, {self.endpoint.url}"
-        return f"<kubetorch service {self.name}: {where}; has calls events logs restart status teardown curl>"
+        return "kubetorch service", self.name, f"{where}; has calls events logs restart status teardown curl"
 
     # -- what calls need ---------------------------------------------------------------------------------------------
 
@@ -170,9 +159,9 @@ class Service:
                         "deploy it with .to(...) from where its code is",
                     )
                 else:
-                    announce = Announcer()
-                    announce(f'kubetorch: service "{self.name}" has ended ({reason}); deploying it again')
-                    await _bring_up(self, self.code, announce, None)
+                    async with DeployProgress(self.name) as progress:
+                        progress.note(f'service "{self.name}" has ended ({reason}); deploying it again')
+                        await _bring_up(self, self.code, progress, None)
             assert self.endpoint is not None
             return await self._connect(self.endpoint)
 
@@ -302,7 +291,7 @@ async def pack(make: Callable[[], shipping.Bundle]) -> shipping.Bundle:
 async def deploy(
     code: Code,
     name: str,
-    announce: Announcer,
+    progress: DeployProgress,
     output: Output | None,
     *,
     get_if_exists: bool = False,
@@ -323,7 +312,7 @@ async def deploy(
         raise ConfigError(problem)
     if backend.name == "local":
         for note in _local_notes(code.compute):
-            announce(f"kubetorch: {note}")
+            progress.note(note)
     meta = code.bundle.meta
     service = Service(name, backend, code.compute.namespace, kind=meta["kind"], code=code)
     service.interface = Interface(meta["interface"], meta["name"])
@@ -338,13 +327,18 @@ async def deploy(
                     f'the live service "{name}" is a {live["kind"]}, and get_if_exists= would use it as a '
                     f"{service.kind}: give another name=, or tear it down"
                 )
-            if live["version"] != code.fingerprints()[0]:
-                announce(f'kubetorch: using the live service "{name}"; its code or its limits differ from those here')
+            differs = live["version"] != code.fingerprints()[0]
             service.interface = Interface(live["interface"], live["name"])
+            await progress.done(
+                f'using the live service "{name}"'
+                + ("; its code or its limits differ from those here" if differs else "")
+            )
             return service
     lock = _deploying.setdefault(name, asyncio.Lock())
+    if lock.locked():
+        progress(Phase.WAITING)
     async with lock:
-        await _bring_up(service, code, announce, output)
+        await _bring_up(service, code, progress, output)
     return service
 
 
@@ -380,34 +374,32 @@ def _local_notes(compute: Compute) -> list[str]:
     return [note for note in notes if note]
 
 
-async def _bring_up(service: Service, code: Code, announce: Announcer, output: Output | None) -> None:
+async def _bring_up(service: Service, code: Code, progress: DeployProgress, output: Output | None) -> None:
     started = time.monotonic()
     spec = ServiceSpec(service.name, code.compute, describe_client())
-
-    def progress(phase: str, text: str) -> None:
-        if text:
-            announce(f"kubetorch: {text}")
-
+    progress(Phase.SCHEDULING)
     before = await service.backend.find(service.name)
     endpoint = await service.backend.apply(spec, progress)
     live: dict[str, Any] | None = None
     # Whether the pod is to go if this fails: it came up for this, or lives without any code.
     ours = before is None or before.endpoint != endpoint
     try:
+        progress(Phase.CONNECTING)
         session = await service._connect(endpoint)
         await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
         live = (await session.request("status")).get("code")
         ours = live is None
-        done = await _load(service, code, session, live, announce, output)
+        progress(Phase.LOADING)
+        done = await _load(service, code, session, live, progress, output)
     except BaseException:
         # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
         if ours:
             await asyncio.shield(service.backend.delete(service.name))
         else:
-            announce(f'kubetorch: "{service.name}" goes on with the code that it had')
+            progress.note(f'"{service.name}" goes on with the code that it had')
         raise
     service.endpoint, service.torn_down = endpoint, False
-    announce(f'kubetorch: "{service.name}" {done.format(took=f"{time.monotonic() - started:.2f} s")}')
+    await progress.done(f'"{service.name}" {done.format(took=f"{time.monotonic() - started:.2f} s")}')
 
 
 async def _load(
@@ -415,7 +407,7 @@ async def _load(
     code: Code,
     session: Session,
     live: dict[str, Any] | None,
-    announce: Announcer,
+    progress: DeployProgress,
     output: Output | None,
 ) -> str:
     """Load the code into the pod unless it is there; what happened, for people (``{took}`` is to be filled in)."""
@@ -426,9 +418,9 @@ async def _load(
     me = describe_client()
     if by and (by.get("host"), by.get("pid")) != (me["host"], me["pid"]):
         whose = by.get("notebook") or f"process {by.get('pid')}"
-        announce(f'kubetorch: "{service.name}" replaces the code that {by.get("user")} deployed from {whose}')
+        progress.note(f'"{service.name}" replaces the code that {by.get("user")} deployed from {whose}')
     for warning in code.bundle.warnings:
-        announce(f"kubetorch: {warning}")
+        progress.note(warning)
     compute = code.compute
     meta = {
         **code.bundle.meta,

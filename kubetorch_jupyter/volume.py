@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import ConfigError
+from .markup import code
 from .values import check_name, describe, format_bytes, parse_bytes
 
 __all__ = ["Volume"]
@@ -65,6 +66,4 @@ class Volume:
         return cls(name, mount_path=mount_path, namespace=namespace)
 
     def _repr_html_(self) -> str:
-        import html
-
-        return f"<code>{html.escape(repr(self))}</code>"
+        return code(repr(self))

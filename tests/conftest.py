@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -130,6 +131,13 @@ def make_newest_kernel(tmp_path: Path) -> Iterator[KernelFactory]:
 
 
 @pytest.fixture
+def make_kernel_of(tmp_path: Path) -> Iterator[Callable[[str], KernelFactory]]:
+    """``make_kernel_of(version)`` is `make_kernel` of that version: for tests that use several kernels at once."""
+    with ExitStack() as stack:
+        yield lambda version: stack.enter_context(contextmanager(_factory)(version, tmp_path))
+
+
+@pytest.fixture
 def newest_kernel(make_newest_kernel: KernelFactory) -> Kernel:
     """A started kernel of the newest ipykernel."""
     return make_newest_kernel()
@@ -147,7 +155,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    fixtures = {"kernel", "make_kernel", "newest_kernel", "make_newest_kernel"}
+    fixtures = {"kernel", "make_kernel", "make_kernel_of", "newest_kernel", "make_newest_kernel"}
+    fixtures |= {"all_kernels", "speaking"}  # of single modules
     for item in items:
         if fixtures & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.kernel)

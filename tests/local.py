@@ -20,7 +20,7 @@ import pytest
 
 import kubetorch_jupyter as kt
 from kubetorch_jupyter.backends import local, registry
-from kubetorch_jupyter.backends.base import ServiceInfo, ServiceSpec
+from kubetorch_jupyter.backends.base import Phase, ServiceInfo, ServiceSpec
 from kubetorch_jupyter.backends.local import local_backend
 from kubetorch_jupyter.backends.registry import Record
 from kubetorch_jupyter.transport.endpoint import Endpoint
@@ -59,12 +59,16 @@ def shared_memory(runtime: Path) -> list[str]:
 
 
 class Lines:
-    """A progress callback that keeps what it is told."""
+    """A `Progress` that keeps what it is told."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.phases: list[Phase] = []
 
-    def __call__(self, phase: str, text: str) -> None:
+    def __call__(self, phase: Phase, detail: str = "") -> None:
+        self.phases.append(phase)
+
+    def note(self, text: str) -> None:
         self.texts.append(text)
 
 
@@ -113,11 +117,12 @@ import kubetorch_jupyter as kt
 from kubetorch_jupyter.backends import registry
 from kubetorch_jupyter.backends.base import ServiceSpec
 from kubetorch_jupyter.backends.local import local_backend
+from kubetorch_jupyter.progress import DeployProgress
 from kubetorch_jupyter.transport.portal import get_portal
 
 def apply(name, **compute):
     spec = ServiceSpec(name, kt.Compute(**compute), {"user": "other"})
-    return get_portal().run(local_backend().apply(spec, lambda phase, text: None))
+    return get_portal().run(local_backend().apply(spec, DeployProgress(name, quiet=True)))
 
 def tell(value):
     print(json.dumps(value), flush=True)

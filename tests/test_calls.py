@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
+import io
 import os
 import signal
 import threading
@@ -25,6 +27,7 @@ from kubetorch_jupyter.calls import (
     recent_calls,
     spawn,
 )
+from kubetorch_jupyter.calls.mapping import _Window
 from kubetorch_jupyter.calls.run import Run
 from kubetorch_jupyter.errors import (
     CallCancelledError,
@@ -36,9 +39,9 @@ from kubetorch_jupyter.errors import (
     UnknownCallError,
     WorkerDiedError,
 )
-from kubetorch_jupyter.streams import Output
-from kubetorch_jupyter.transport.portal import get_portal
-from pod_server.wire import FrameType
+from kubetorch_jupyter.streams import Output, set_output_factory
+from kubetorch_jupyter.transport.portal import get_inlet, get_portal
+from pod_server.wire import FrameType, LogKind
 from tests.scripted import PLAIN, SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
 
 
@@ -353,6 +356,44 @@ def test_stop_while_there_is_no_session_yet(pod: ScriptedPod) -> None:
     timer.join()
 
 
+def test_something_is_said_while_there_is_no_session_yet(pod: ScriptedPod) -> None:
+    """The writer's thread is in the call's context while the search for a session goes on in it."""
+    pod.handlers["echo"] = _echo
+    outputs: list[Output] = []
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            writing.set()
+            go_on.wait(5)
+            return super().write(text)
+
+    class Searching(ScriptedTarget):
+        async def session(self) -> Any:
+            outputs[0].feed(LogKind.NOTICE, b"searching\n")
+            await asyncio.to_thread(writing.wait, 5)
+            try:
+                return await super().session()
+            finally:
+                go_on.set()
+
+    def make(label: str) -> Output:
+        outputs.append(Output(label))
+        return outputs[-1]
+
+    async def main() -> Any:
+        async with asyncio.timeout(5):
+            return await invoke_async(Searching(pod), "echo", (1,), {}, SHOWN)
+
+    set_output_factory(make)
+    try:
+        with contextlib.redirect_stderr(Slow()) as text:
+            assert asyncio.run(main()) == 1
+    finally:
+        set_output_factory(None)
+    assert text.getvalue() == "searching\n"
+
+
 def test_a_call_that_was_never_sent_goes_to_the_new_pod(pod: ScriptedPod) -> None:
     with ScriptedPod() as old:
         old.handlers["echo"] = _echo
@@ -549,6 +590,40 @@ def test_map_in_order_and_as_completed_both_ways(target: ScriptedTarget, pod: Sc
     assert asyncio.run(main(True)) == list(range(100))
     assert sorted(asyncio.run(main(False))) == list(range(100))
     assert list(map_calls(target, "uneven", [], PLAIN)) == []
+
+
+def test_two_threads_end_calls_of_a_map_that_is_awaited() -> None:
+    """The consumer may wait for the next one already when the slower thread is still telling of its own."""
+
+    class Window(_Window):
+        between: Callable[[], None] | None = None
+
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "waiter" and (between := self.between) is not None:
+                self.between = None
+                between()  # the other thread and the consumer have their turns after this thread has looked
+            return value
+
+    async def main() -> None:
+        inlet = get_inlet()
+        window = Window()
+        first, second = inlet.loop.create_future(), inlet.loop.create_future()
+        window.waiter = inlet, first
+
+        def others() -> None:
+            window.finished(2)
+            window.waiter = inlet, second
+
+        window.between = others
+        window.finished(1)
+        await asyncio.wait_for(first, 5)
+        assert not second.done()
+        window.finished(3)
+        await asyncio.wait_for(second, 5)
+        assert list(window.done) == [1, 2, 3]
+
+    asyncio.run(main())
 
 
 def test_map_is_lazy_and_bounded(target: ScriptedTarget) -> None:

@@ -14,12 +14,12 @@ import pytest
 
 import kubetorch_jupyter as kt
 from kubetorch_jupyter.backends import registry
-from kubetorch_jupyter.backends.base import ServiceSpec
+from kubetorch_jupyter.backends.base import Phase, ServiceSpec
 from kubetorch_jupyter.backends.local import local_backend
 from kubetorch_jupyter.transport.portal import get_portal
 from pod_server import processes
 from tests.kernel.harness import leftover_files
-from tests.local import Client, alive, apply, delete, find, pids, record_of, runtime, shared_memory, wait_gone
+from tests.local import Client, Lines, alive, apply, delete, find, pids, record_of, runtime, shared_memory, wait_gone
 from tests.promises import promise
 
 __all__ = ["runtime"]  # a fixture
@@ -258,6 +258,32 @@ def test_what_was_half_made_is_removed(runtime: Path) -> None:
     (runtime / f".new-{pid}-{start}-abc").rmdir()
 
 
+def test_a_pod_ends_in_the_moment_of_the_next_deploy(runtime: Path) -> None:
+    """The root zygote finds both in one look, and the new pod gets the numbers of the old one's descriptors."""
+    apply("t-one")
+    front, zygote = pids(record_of("t-one"))[:2]
+    root = processes.table()[front[0]].parent
+
+    async def deploy() -> str:
+        [started] = local_backend()._zygotes.values()
+        task = asyncio.ensure_future(local_backend().apply(ServiceSpec("t-two", kt.Compute()), lambda *_: None))
+        while not started.result()._waiting:
+            await asyncio.sleep(0.001)
+        os.kill(root, signal.SIGCONT)
+        return (await task).url
+
+    os.kill(root, signal.SIGSTOP)
+    try:
+        for pid, _ in (front, zygote):
+            os.kill(pid, signal.SIGKILL)
+        while alive([front, zygote]):
+            time.sleep(0.001)
+        assert get_portal().run(deploy(), 10).startswith("http")
+    finally:
+        os.kill(root, signal.SIGCONT)
+    delete("t-two")
+
+
 # -- two at once -------------------------------------------------------------------------------------------------------
 
 
@@ -287,12 +313,13 @@ def test_a_deployer_that_dies_is_not_waited_for(runtime: Path) -> None:
         assert record_of("t-one").state == "starting"
         waiting = asyncio.Event()
 
-        def progress(phase: str, text: str) -> None:
-            if f"deployed by process {pid}" in text:
-                waiting.set()
+        class Watching(Lines):
+            def __call__(self, phase: Phase, detail: str = "") -> None:
+                if phase is Phase.WAITING and f"process {pid}" in detail:
+                    waiting.set()
 
         async def wait_and_deploy() -> str:
-            task = asyncio.ensure_future(local_backend().apply(ServiceSpec("t-one", kt.Compute()), progress))
+            task = asyncio.ensure_future(local_backend().apply(ServiceSpec("t-one", kt.Compute()), Watching()))
             await waiting.wait()
             other.process.kill()
             return (await task).url

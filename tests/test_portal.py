@@ -84,12 +84,65 @@ def test_calls_of_one_thread_run_in_order_and_those_of_many_all() -> None:
         assert [i for j, i in seen if j == k] == list(range(500))
 
 
-def test_an_error_in_a_callback_is_logged_and_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    done = threading.Event()
-    get_portal().call(lambda: 1 / 0)
-    get_portal().call(done.set)
+@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError])
+def test_an_error_in_a_callback_is_logged_and_stops_nothing(
+    caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    portal = get_portal()
+    done, ended = threading.Event(), threading.Event()
+
+    def turn() -> None:
+        portal.at_end_of_turn(fail)
+        portal.at_end_of_turn(ended.set)
+
+    portal.call(fail)
+    portal.call(turn)
+    portal.call(done.set)
     assert done.wait(5)
-    assert "ZeroDivisionError" in caplog.text
+    assert ended.wait(5)
+    assert caplog.text.count(error.__name__) >= 2
+
+
+def test_an_interrupt_while_the_portal_is_woken_costs_nobody_the_wakeup(monkeypatch: pytest.MonkeyPatch) -> None:
+    portal = get_portal()
+    portal.run(_value(1))
+    wake = portal.loop.call_soon_threadsafe
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        monkeypatch.setattr(portal.loop, "call_soon_threadsafe", wake)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(portal.loop, "call_soon_threadsafe", interrupted)
+    done = threading.Event()
+    with pytest.raises(KeyboardInterrupt):
+        portal.call(done.set)
+    assert done.wait(5)
+    assert portal.run(_value(2), 5) == 2
+
+
+def test_an_interrupt_while_a_loop_is_woken_costs_nobody_the_wakeup(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        inlet = get_inlet()
+        first, second = inlet.loop.create_future(), inlet.loop.create_future()
+
+        def interrupted(*args: object, **kwargs: object) -> None:
+            monkeypatch.undo()
+            raise KeyboardInterrupt
+
+        inlet.enter()
+        monkeypatch.setattr(inlet.loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            inlet.post(first)
+        inlet.post(second)
+        async with asyncio.timeout(5):
+            await first
+            await second
+        inlet.leave()
+
+    asyncio.run(main())
 
 
 def test_submitted_coroutines_see_the_submitters_context() -> None:

@@ -12,6 +12,7 @@ import pytest
 import kubetorch_jupyter as kt
 from kubetorch_jupyter.errors import ConfigError, SerializationError
 from kubetorch_jupyter.preview import preview
+from tests.markup import assert_themed
 from tests.podlet import Cells
 
 
@@ -69,7 +70,7 @@ def test_showing_it_does_no_io(notebook: Cells, monkeypatch: pytest.MonkeyPatch)
         assert part in text
     assert "train.&lt;globals&gt;.table" in markup
     assert "<globals>" not in markup
-    assert "color" not in markup
+    assert_themed(markup)
 
 
 def test_init_args_and_handles(notebook: Cells) -> None:

@@ -21,7 +21,7 @@ from kubetorch_jupyter.errors import (
 from kubetorch_jupyter.transport import link
 from kubetorch_jupyter.transport.endpoint import Endpoint
 from kubetorch_jupyter.transport.portal import get_portal
-from kubetorch_jupyter.transport.session import RemoteFailure, Session, get_session
+from kubetorch_jupyter.transport.session import RemoteFailure, Session, get_session, hold_reading
 from pod_server.wire import FrameType, LogKind
 from tests.scripted import PLAIN, SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
 
@@ -263,6 +263,22 @@ def test_silence_is_broken_by_pings_and_the_connection_kept(pod: ScriptedPod, qu
     pod.handlers[""] = slow
     assert invoke(ScriptedTarget(pod), None, (), {}, PLAIN) == 1
     assert _sent(pod, FrameType.PING)
+    assert len(pod.hellos) == 1
+
+
+def test_a_session_that_is_held_while_it_connects_is_welcomed(
+    pod: ScriptedPod, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hello = link._hello
+
+    def hold_and_hello(client: str) -> dict[str, Any]:
+        hold_reading(True)
+        return hello(client)
+
+    monkeypatch.setattr(link, "_hello", hold_and_hello)
+    session = _open(pod)
+    get_portal().call(hold_reading, False)
+    assert get_portal().run(session.request("status"), 5)
     assert len(pod.hellos) == 1
 
 

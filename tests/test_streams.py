@@ -190,6 +190,20 @@ def test_a_broken_stdout_costs_no_value(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.text.count("can't be written") == 1
 
 
+def test_a_stdout_that_cannot_be_flushed_costs_nothing() -> None:
+    class Odd(io.StringIO):
+        def flush(self) -> None:
+            raise RuntimeError("not now")
+
+    text = Odd()
+    with contextlib.redirect_stdout(text):
+        for _ in range(2):
+            output = open_output("train")
+            _feed(output, b"x\n")
+            _finish(output)
+    assert text.getvalue() == "x\nx\n"
+
+
 @pytest.fixture(scope="module")
 def pod() -> Iterator[ScriptedPod]:
     with ScriptedPod() as pod:

@@ -6,17 +6,27 @@ loaded over the session afterwards (``service.py``).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..compute import Compute
+from ..progress import Phase
 from ..transport.endpoint import Endpoint
 
-__all__ = ["Backend", "Event", "Progress", "ServiceInfo", "ServiceSpec"]
+__all__ = ["Backend", "Event", "Phase", "Progress", "ServiceInfo", "ServiceSpec"]
 
-#: Called with a phase (``"scheduling"``, ``"starting"``, ``"image"``, ``"loading"``, ``"ready"``) and a line to show.
-Progress = Callable[[str, str], None]
+
+class Progress(Protocol):
+    """What a backend tells of a deploy; `progress.DeployProgress` shows it."""
+
+    def __call__(self, phase: Phase, detail: str = "") -> None:
+        """It is in this phase; ``detail`` is what it waits for, and is shown until the next is told."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say something that has to stay."""
+        ...
 
 
 @dataclass(frozen=True)

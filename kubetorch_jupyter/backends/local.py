@@ -21,7 +21,7 @@ from pod_server import processes
 from ..errors import DeployError, ServiceTimeoutError, StartupError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
-from .base import Event, Progress, ServiceInfo, ServiceSpec
+from .base import Event, Phase, Progress, ServiceInfo, ServiceSpec
 from .ending import kill_tree, until_ended, until_settled
 from .pods import changes, environment, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
@@ -73,7 +73,7 @@ class LocalBackend:
         if not self._told:
             self._told = True
             if (text := unused_kubeconfig()) is not None:
-                progress("starting", text)
+                progress.note(text)
         lock = self._locks.setdefault(spec.name, asyncio.Lock())
         settled = self._deploying.setdefault(spec.name, asyncio.Event())
         try:
@@ -119,13 +119,10 @@ class LocalBackend:
                         continue
                 if wanted["gpus"]:
                     self._check_room(spec.name, wanted["gpus"], available)
-                progress("starting", f'service "{spec.name}" gets a new pod: {changed}')
+                progress.note(f'service "{spec.name}" gets a new pod: {changed}')
                 await self._end(record)
             elif state == "starting":
-                progress(
-                    "starting",
-                    f'service "{spec.name}" is being deployed by process {record.deployer[0]}; waiting for it',
-                )
+                progress(Phase.WAITING, f"process {record.deployer[0]} does it")
                 await until_settled(record)
             elif not await until_ended(record, _GRACE):
                 await self._end(record)
@@ -182,7 +179,7 @@ class LocalBackend:
 
     async def _start(self, record: Record, spec: ServiceSpec, progress: Progress) -> Endpoint:
         """Have the pod forked; whatever goes wrong, nothing of it is left."""
-        progress("starting", "")
+        progress(Phase.STARTING)
         self._note(spec.name, "Starting", "the pod's processes are started")
         zygote: RootZygote | None = None
         try:

@@ -6,7 +6,6 @@ import _thread
 import asyncio
 import contextvars
 import functools
-import html
 import threading
 import weakref
 from collections import deque
@@ -17,6 +16,7 @@ from pod_server import wire
 from pod_server.wire import FrameType
 
 from ..errors import CallCancelledError, KubetorchError, RecordExpiredError, UnknownCallError
+from ..markup import summary
 from ..transport.portal import get_inlet, get_portal
 from ..transport.session import Session
 from .log import LogPieces, find_row, follow_log, read_log
@@ -177,15 +177,15 @@ class Call(Generic[T]):
         return self._ended
 
     def __repr__(self) -> str:
-        id = self._given_id or self._run.id
-        return f"<Call {id} of {self._function}: {self.status}>" if id else f"<Call of {self._function}: {self.status}>"
+        kind, function, status = self._looks()
+        return f"<{kind} {function}: {status}>"
 
     def _repr_html_(self) -> str:
-        id = self._given_id or self._run.id or ""
-        return (
-            f"<code>{html.escape(self._function)}</code> on <b>{html.escape(self.service)}</b>: {self.status}"
-            f" <small style='opacity:.7'>{html.escape(id)}</small>"
-        )
+        return summary(*self._looks())
+
+    def _looks(self) -> tuple[str, str, str]:
+        id = self._given_id or self._run.id
+        return f"Call {id} of" if id else "Call of", self._function, self.status
 
     # -- its result --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from ..errors import ConfigError
+from ..progress import MapProgress, await_shown, wait_shown
 from ..transport.portal import Inlet, get_inlet
 from .run import DRAIN, Bell, Payload, Run, encode_arguments
 from .target import CallOptions, Target
@@ -27,15 +28,25 @@ class _Window:
         self.done: deque[int] = deque()
         #: Wakes a consumer that blocks.
         self.bell = Bell()
-        #: Wakes one that awaits.
+        #: Wakes one that awaits. Never taken back: it may be the next one already when a call that ends does so.
         self.waiter: tuple[Inlet, asyncio.Future[None]] | None = None
+        #: Once it has begun, unless nothing is to be shown.
+        self.progress: MapProgress | None = None
 
     def finished(self, number: int) -> None:
         self.done.append(number)
         self.bell.ring()
-        waiter, self.waiter = self.waiter, None
-        if waiter is not None:
+        if (waiter := self.waiter) is not None:
             waiter[0].post(waiter[1])
+
+    def rest(self) -> None:
+        """The consumer waits from here to `go_on`; outside of it, it may print."""
+        if self.progress is not None:
+            self.progress.resume()
+
+    def go_on(self) -> None:
+        if self.progress is not None:
+            self.progress.pause()
 
     def cancel(self, reason: str) -> None:
         for run in self.running.values():
@@ -51,6 +62,12 @@ class _Window:
         for run in self.running.values():
             run.abandon()
         self.running.clear()
+
+    def drop(self) -> None:
+        """The iterator is forgotten half-way."""
+        if self.progress is not None:
+            self.progress.finish(GeneratorExit())
+        self.forget()
 
 
 class Mapping(Iterator[Any], AsyncIterator[Any]):
@@ -69,6 +86,7 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
         concurrency: int,
         ordered: bool,
         return_exceptions: bool,
+        total: int | None,
     ) -> None:
         self._target = target
         self._method = method
@@ -77,8 +95,9 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
         self._concurrency = concurrency
         self._ordered = ordered
         self._return_exceptions = return_exceptions
+        self._total = total
         self._window = _Window()
-        self._finalizer = weakref.finalize(self, self._window.forget)
+        self._finalizer = weakref.finalize(self, self._window.drop)
         self._finalizer.atexit = False
         #: Payloads of calls that may have to be made again, and how often they may.
         self._spares: dict[int, tuple[Payload, int]] = {}
@@ -99,6 +118,14 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
         return f"<map of {self._method or self._target.label} on service {self._target.name!r}, {state}>"
 
     # -- both ways ---------------------------------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        """The results are wanted in this cell."""
+        window = self._window
+        if window.progress is None and self._options.stream_logs:
+            window.progress = MapProgress(
+                self._method or self._target.label, self._total, window.done.__len__, window.running.__len__
+            )
 
     def _fill(self) -> None:
         """Start calls until the window is full or the items are at their end."""
@@ -136,6 +163,8 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
                     self._launch(window, number, payload)
                     continue
             self._spares.pop(number, None)
+            if window.progress is not None:
+                window.progress.count(run.failed())
             if not self._ordered:
                 return run
             if not self._return_exceptions and run.failed():
@@ -170,6 +199,7 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
         __tracebackhide__ = True
         if self._finished:
             raise StopIteration
+        self._show()
         try:
             while True:
                 self._fill()
@@ -178,17 +208,23 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
                     return self._value(run)
                 if self._empty:
                     break
+                self._window.rest()
                 self._window.bell.wait(lambda: self._window.done)
-        except BaseException:
+                self._window.go_on()
+        except BaseException as e:
             # An error of a call, of the items themselves, or Stop: the rest is not wanted any more.
-            self._cancel()
+            self._cancel(e)
             raise
         self._end()
+        if self._window.progress is not None:
+            wait_shown(self._window.progress.finish())
         raise StopIteration
 
-    def _cancel(self) -> None:
+    def _cancel(self, error: BaseException) -> None:
         window = self._window
         self._end()
+        # First: those that are cancelled now would count as done.
+        shown = window.progress.finish(error) if window.progress is not None else None
         window.cancel("user")
         deadline = monotonic() + DRAIN
         try:
@@ -197,11 +233,13 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
                 window.bell.wait(window.quiet, left)
         finally:
             window.forget()
+            if shown is not None:
+                wait_shown(shown)
 
     def close(self) -> None:
         """Cancel what is under way."""
         if not self._finished:
-            self._cancel()
+            self._cancel(GeneratorExit())
 
     # -- async for ---------------------------------------------------------------------------------------------------
 
@@ -212,6 +250,7 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
         window = self._window
         inlet = get_inlet()
         inlet.enter()
+        self._show()
         try:
             while True:
                 self._fill()
@@ -222,18 +261,23 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
                     return self._value(run)
                 if self._empty:
                     break
+                window.rest()
                 await waiter
-        except BaseException:
-            await self._cancel_async(inlet)
+                window.go_on()
+        except BaseException as e:
+            await self._cancel_async(inlet, e)
             raise
         finally:
             inlet.leave()
         self._end()
+        if self._window.progress is not None:
+            await await_shown(self._window.progress.finish())
         raise StopAsyncIteration
 
-    async def _cancel_async(self, inlet: Inlet) -> None:
+    async def _cancel_async(self, inlet: Inlet, error: BaseException) -> None:
         window = self._window
         self._end()
+        shown = window.progress.finish(error) if window.progress is not None else None
         window.cancel("user")
         deadline = monotonic() + DRAIN
         try:
@@ -245,11 +289,13 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
                 await asyncio.wait((waiter,), timeout=left)
         finally:
             window.forget()
+            if shown is not None and isinstance(error, Exception):
+                await await_shown(shown)
 
     async def aclose(self) -> None:
         """Cancel what is under way."""
         if not self._finished:
-            await self._cancel_async(get_inlet())
+            await self._cancel_async(get_inlet(), GeneratorExit())
 
 
 def map_calls(
@@ -261,6 +307,7 @@ def map_calls(
     concurrency: int = 64,
     ordered: bool = True,
     return_exceptions: bool = False,
+    total: int | None = None,
 ) -> Mapping:
     """Call with each tuple of arguments.
 
@@ -276,6 +323,8 @@ def map_calls(
         Results in the order of the arguments, else as they come.
     return_exceptions
         Give a call's exception in the place of its result; otherwise the first error cancels the rest and is raised.
+    total
+        How many there will be, where it is known.
 
     Raises
     ------
@@ -285,4 +334,4 @@ def map_calls(
     given: object = concurrency
     if not isinstance(given, int) or given < 1:
         raise ConfigError(f"concurrency={concurrency!r} is not a positive whole number")
-    return Mapping(target, method, argss, options, concurrency, ordered, return_exceptions)
+    return Mapping(target, method, argss, options, concurrency, ordered, return_exceptions, total)

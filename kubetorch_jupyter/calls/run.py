@@ -207,7 +207,8 @@ class Run(Exchange):
 
     def _own(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it in the context of this call's cell, where it may have something to say."""
-        return get_portal().own(coro, self.output.context if self.output is not None else None)
+        # In a copy: the writer's thread enters the output's own, and a context can't be entered twice at a time.
+        return get_portal().own(coro, self.output.context.copy() if self.output is not None else None)
 
     async def _begin_later(self) -> None:
         try:

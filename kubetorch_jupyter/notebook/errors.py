@@ -1,4 +1,4 @@
-"""How an exception of a magic is shown: the pod's own lines, without IPython's and ours between them."""
+"""How errors are shown in a cell: by the lines that are the user's, here and in the pod, without IPython's and ours."""
 
 from __future__ import annotations
 
@@ -7,10 +7,31 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-__all__ = ["show_as_its_own"]
+from kubetorch_jupyter.errors import KubetorchError
+
+__all__ = ["install", "show_as_its_own", "uninstall"]
 
 #: Frames of these packages say nothing about the user's code.
 _OURS = ("kubetorch_jupyter", "IPython", "pod_server", "cloudpickle", "asyncio", "concurrent.futures", "threading")
+
+
+def install(shell: Any) -> None:
+    """Show errors of ours by the user's frames: their messages say the rest. ``%xmode Verbose`` shows all frames."""
+
+    def render(error: KubetorchError) -> Any:
+        frames = None if shell.InteractiveTB.mode == "Verbose" else _users_frames(error.__traceback__)
+        if frames is None:
+            return shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
+        return shell.InteractiveTB.structured_traceback(type(error), error, frames, tb_offset=0)
+
+    # IPython asks the exception for it.
+    KubetorchError._render_traceback_ = render  # type: ignore[attr-defined]
+
+
+def uninstall() -> None:
+    """Show them as all others."""
+    if "_render_traceback_" in KubetorchError.__dict__:
+        del KubetorchError._render_traceback_  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import kubetorch_jupyter as kt
 
-from . import asyncio_run
+from . import asyncio_run, errors, progress
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
 
@@ -30,6 +30,8 @@ def load_ipython_extension(ipython: Any) -> None:
         # As a line: a warning would show a source line of ours that says nothing to the user.
         print(warning.message)
     asyncio_run.install()
+    progress.install()
+    errors.install(ipython)
     # Now, where nothing waits: at the first use, in a cell that awaits, it would hold the kernel's loop for 0.1 s.
     import_module("kubetorch_jupyter.callables")
     if id(ipython) not in _loaded:
@@ -39,6 +41,8 @@ def load_ipython_extension(ipython: Any) -> None:
 
 def unload_ipython_extension(ipython: Any) -> None:
     """Take back everything that `load_ipython_extension` did; a ``kt`` that the user bound to something else stays."""
+    errors.uninstall()
+    progress.uninstall()
     asyncio_run.uninstall()
     kt.uninstall_as_kubetorch()
     ipython.drop_by_id({"kt": kt})

@@ -9,7 +9,17 @@ Where a Jupyter server passes the output on, that thread keeps to a pace that th
 cell shows only so much of a call (`cap`); the pod keeps all of it.
 """
 
-from .output import Output, open_output, set_output_factory
+from .output import Output, midline, open_output, parent_message, set_output_factory, show_bundle
 from .pacing import get_pace
+from .writer import before_writing
 
-__all__ = ["Output", "get_pace", "open_output", "set_output_factory"]
+__all__ = [
+    "Output",
+    "before_writing",
+    "get_pace",
+    "midline",
+    "open_output",
+    "parent_message",
+    "set_output_factory",
+    "show_bundle",
+]

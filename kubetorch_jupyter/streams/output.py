@@ -23,7 +23,7 @@ from . import writer
 from .cap import Allowance, Cap, Cut, half_character, size_text
 from .pacing import Pace, get_pace, is_published
 
-__all__ = ["Output", "open_output", "set_output_factory"]
+__all__ = ["Output", "midline", "open_output", "parent_message", "set_output_factory", "show_bundle"]
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ def _shell() -> Any:
     return ipython.get_ipython() if ipython is not None and hasattr(ipython, "get_ipython") else None
 
 
-def _parent_message() -> dict[str, Any] | None:
+def parent_message() -> dict[str, Any] | None:
     """The message of the cell that a call which starts now belongs to; None outside a kernel."""
     kernel = getattr(_shell(), "kernel", None)
     if kernel is None or not hasattr(kernel, "get_parent"):
@@ -153,7 +153,7 @@ class Output:
 
     def __init__(self, label: str) -> None:
         self.context = contextvars.copy_context()
-        self.parent = _parent_message()
+        self.parent = parent_message()
         self.prefixed = False
         #: Nobody waits for this call any more: what still comes is kept by the pod, not shown.
         self.muted = False
@@ -249,7 +249,7 @@ class Output:
         if kind is LogKind.DISPLAY:
             self.release()
             self._break_lines()
-            _display(json.loads(data), self.parent)
+            show_bundle(json.loads(data), self.parent)
             if self.pace is not None:
                 self.pace.displayed()
         elif kind is LogKind.NOTICE:
@@ -423,7 +423,7 @@ def _emit(stream: str, text: str) -> None:
         file.write(text)
 
 
-def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
+def show_bundle(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
     """Show a MIME bundle: in its cell, or as text where there are no cells."""
     data, metadata = bundle.get("data") or {}, bundle.get("metadata") or {}
     transient, update = bundle.get("transient") or {}, bool(bundle.get("update"))
@@ -446,6 +446,11 @@ def _display(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
         parent=parent,
         ident=getattr(publisher, "topic", None),
     )
+
+
+def midline() -> bool:
+    """Whether the last thing that calls have written is a line without its end."""
+    return any(cell.partial for cell in list(_cells.values()))
 
 
 def _after_fork() -> None:

@@ -27,7 +27,7 @@ from .pacing import STEP
 if TYPE_CHECKING:
     from .output import Output
 
-__all__ = ["flush", "put"]
+__all__ = ["before_writing", "flush", "put"]
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,8 @@ def flush() -> None:
             continue
         try:
             file.flush()
-        except (AttributeError, OSError, ValueError) as e:
+        except Exception as e:
+            # A closed pipe or file, or whatever a stand-in for sys.stdout raises: nothing of it may end the writer.
             log.debug("the output can't be flushed: %s", e)
 
 
@@ -84,6 +85,19 @@ class _Batch:
         self.size = 0
 
 
+def _stay() -> None:
+    """Nothing is in the way."""
+
+
+_make_way: Callable[[], None] = _stay
+
+
+def before_writing(make_way: Callable[[], None]) -> None:
+    """Have this called before something is written: who draws on the terminal takes it away again there."""
+    global _make_way
+    _make_way = make_way
+
+
 class _Writer:
     """The thread that writes what calls have printed; it comes with the first piece and goes when it is idle."""
 
@@ -108,15 +122,20 @@ class _Writer:
                 data[0]()
             return
         with self._lock:
+            # Counted before it can be written, and both under the lock: or the writer would find nothing to resume in
+            # the moment in which it is decided here to pause, and nobody would ever read again.
+            if kind is not None:
+                self._put += _size(data)
+            much = self._put - self._done > _HOLD or self._waiting_size > _HOLD_PACED
+            full = much and not self._paused
+            self._paused = self._paused or full
             self._line.put((output, kind, data))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._main, name="kubetorch-output", daemon=True)
-                self._thread.start()
-        if kind is not None:
-            self._put += _size(data)
-            if not self._paused and (self._put - self._done > _HOLD or self._waiting_size > _HOLD_PACED):
-                self._paused = True
-                hold_reading(True)
+                thread = threading.Thread(target=self._main, name="kubetorch-output", daemon=True)
+                thread.start()
+                self._thread = thread  # only now: where the system gives no more threads, the next piece tries again
+        if full:
+            hold_reading(True)
 
     def _main(self) -> None:
         while True:
@@ -146,6 +165,8 @@ class _Writer:
             return _IDLE
         now = monotonic()
         due = [output for output in self._holders if output.since + _PATIENCE <= now]
+        if due:
+            _make_way()
         for output in due:
             self._holders.discard(output)
             if not output.muted:
@@ -158,12 +179,12 @@ class _Writer:
 
     def _batch(self, entry: _Entry | None) -> None:
         """Write what is in line and what waits, then flush once; calls end when theirs is flushed."""
+        _make_way()
         batch = _Batch()
         taken = 0
         while entry is not None:
             output, kind, data = entry
             taken += _size(data)
-            self._done += _size(data)
             waiting = self._waiting.get(output)
             if waiting is not None:
                 waiting.append((kind, data))
@@ -201,8 +222,11 @@ class _Writer:
         # Only now: a call whose output is all written ends without us, and must not overtake an item that waits here.
         for output, n in batch.entries.items():
             output.written += n
-        if self._paused and self._put - self._done < _RESUME and self._waiting_size < _HOLD_PACED:
-            self._paused = False
+        with self._lock:
+            self._done += taken
+            resume = self._paused and self._put - self._done < _RESUME and self._waiting_size < _HOLD_PACED
+            self._paused = self._paused and not resume
+        if resume:
             get_portal().call(hold_reading, False)
 
     def _serve(self, batch: _Batch) -> None:

@@ -408,7 +408,7 @@ class Link:
         """Take nothing more from the connection for now, or go on."""
         self._held = held
         self._heard = self._loop.time()
-        if self._ws is not None:
+        if self._ws is not None and self.ready:  # a new connection is held when it has been welcomed, not before
             if held:
                 self._ws.pause_reading()
             else:

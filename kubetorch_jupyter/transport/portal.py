@@ -92,10 +92,17 @@ class Portal:
         if not self._awake:
             self._awake = True
             try:
-                self.loop.call_soon_threadsafe(self._drain, context=self._context)
+                self._wake()
             except RuntimeError:
                 # The interpreter is ending and the loop is closed: nobody will wait for this any more.
                 log.debug("the portal is closed; %r is not run", fn)
+            except BaseException:
+                # KeyboardInterrupt, before the portal was woken or after: others count on its having been.
+                self._wake()
+                raise
+
+    def _wake(self) -> None:
+        self.loop.call_soon_threadsafe(self._drain, context=self._context)
 
     def _drain(self) -> None:
         self._awake = False
@@ -103,15 +110,12 @@ class Portal:
         inbox = self._inbox
         while inbox:
             fn, args = inbox.popleft()
-            try:
-                fn(*args)
-            except Exception:
-                log.exception("error in a callback of the portal")
+            _guarded(fn, *args)
         self._draining = False
         if self._last:
             last, self._last = self._last, []
             for end in last:
-                end()
+                _guarded(end)
 
     def at_end_of_turn(self, fn: Callable[[], object]) -> None:
         """Run ``fn`` when what is being handed over, or else what is ready on the loop, has been run; on the portal."""
@@ -262,6 +266,14 @@ def drop_frames(error: KubetorchError) -> None:
         each = each.__cause__
 
 
+def _guarded(fn: Callable[..., object], *args: Any) -> None:
+    """Run it, whatever it raises: what stands in line behind it is somebody else's."""
+    try:
+        fn(*args)
+    except (Exception, asyncio.CancelledError):
+        log.exception("error in a callback of the portal")
+
+
 class Inlet:
     """What the portal fills the futures of one user's loop through: many at a time, with one wakeup.
 
@@ -292,9 +304,10 @@ class Inlet:
         self._awake = False
         done = self._done
         while done:
-            waiter = done.popleft()
+            waiter = done[0]
             if not waiter.done():
                 waiter.set_result(None)
+            done.popleft()  # only now: an interrupt between the two would cost it its wakeup
 
     def enter(self) -> None:
         """One more thing is awaited on this loop; in its thread."""
@@ -307,6 +320,9 @@ class Inlet:
         self._waiting -= 1
 
     def _tick(self) -> None:
+        if self._done:
+            # An interrupt in the moment of a wakeup may have cost it: in a kernel the loop, and who waits, go on.
+            self._drain()
         # Arming it anew for each call would cost more than a tick too many.
         self._handle = self.loop.call_later(TICK, self._tick) if self._waiting > 0 else None
 

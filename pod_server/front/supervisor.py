@@ -120,6 +120,8 @@ class Supervisor:
             self._pod.bulk.give_up(record.client.id, record.seq)
             if record in self._loads:
                 self._loads.remove(record)
+                if self._active is None:
+                    self._release()  # it held calls, and the task may find nothing to do any more
             self._finish(record, failure({"type": "CallCancelledError", "reason": record.cancelled}), State.CANCELLED)
         elif worker is None:
             if not self._cancel.done():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,19 @@ if TYPE_CHECKING:
     from .loading import Code
     from .pool import PoolThread
 
-__all__ = ["ENDED", "NEW", "RUNNING", "Call", "CallError", "Failure", "Handover", "Items", "Value", "result_frame"]
+__all__ = [
+    "ENDED",
+    "NEW",
+    "RUNNING",
+    "Call",
+    "CallError",
+    "Failure",
+    "Handover",
+    "Items",
+    "Value",
+    "encode_value",
+    "result_frame",
+]
 
 NEW, RUNNING, ENDED = range(3)
 
@@ -235,12 +247,18 @@ def _encode_error(e: serialization.EncodeError) -> dict[str, Any]:
     return {"type": "SerializationError", "message": message, "type_name": e.type_name or None, "path": e.path}
 
 
-def value_frame(type: FrameType, call: Call, value: Any, bulk: Bulk, meta: dict[str, Any]) -> bytes:
-    """The frame of a value; runs the user's ``__reduce__`` and the like."""
-    ser = call.ser
-    if ser != "pickle":
-        meta["ser"] = ser
-    return bulk.frame(type, call.id, meta, serialization.dumps(value, ser=ser))
+def encode_value(call: Call, value: Any) -> Sequence[serialization.Buffer]:
+    """A value's bytes; runs the user's ``__reduce__`` and the like, which may wait for threads that print."""
+    return serialization.dumps(value, ser=call.ser)
+
+
+def value_frame(
+    type: FrameType, call: Call, buffers: Sequence[serialization.Buffer], bulk: Bulk, meta: dict[str, Any]
+) -> bytes:
+    """The frame of an encoded value."""
+    if call.ser != "pickle":
+        meta["ser"] = call.ser
+    return bulk.frame(type, call.id, meta, buffers)
 
 
 def result_frame(call: Call, outcome: Outcome, bulk: Bulk) -> bytes:
@@ -249,7 +267,7 @@ def result_frame(call: Call, outcome: Outcome, bulk: Bulk) -> bytes:
         if call.reason is not None:
             return _error(call, cancelled_fields(call), bulk)
         if isinstance(outcome, Value):
-            return value_frame(FrameType.RESULT, call, outcome.value, bulk, {})
+            return value_frame(FrameType.RESULT, call, encode_value(call, outcome.value), bulk, {})
         if isinstance(outcome, Items):
             return bulk.frame(FrameType.RESULT, call.id, {"n": call.items}, ())
         assert isinstance(outcome, Failure)

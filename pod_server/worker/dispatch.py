@@ -24,6 +24,7 @@ from .calls import (
     Items,
     Outcome,
     Value,
+    encode_value,
     result_frame,
     value_frame,
     was_cancelled,
@@ -161,13 +162,19 @@ class Dispatcher:
             text = f"the instance of {self.code.name} is replaced: what it held is gone"
             self.code = None
             self.loader.drop()
-            self.hub.link.send(encode(FrameType.EVENT, meta={"event": "state-lost", "text": text}))
+            with call.log.lock:  # so that a cancel can't leave the link locked
+                settle()
+                self.hub.link.send(encode(FrameType.EVENT, meta={"event": "state-lost", "text": text}))
         code = self.loader.load(meta, buffers)
         limit = int(meta.get("concurrency") or meta.get("threads") or self.pool.limit)
-        with self._serial_lock:
-            self._serial = limit == 1
-        self.pool.resize(limit)
-        self.code = code
+        with call.log.lock:  # a cancel comes before all of it, or too late
+            call.disarm()
+            if call.reason is not None:
+                raise Cancelled
+            with self._serial_lock:
+                self._serial = limit == 1
+            self.pool.resize(limit)
+            self.code = code
         return {"version": meta.get("version")}
 
     # -- def calls, on threads of the pool ---------------------------------------------------------------------------
@@ -280,10 +287,11 @@ class Dispatcher:
             When it can't be sent.
         """
         try:
+            buffers = encode_value(call, item)
+            self._take_output(call)
             with call.log.lock:  # so that no file is left behind by a cancel
                 settle()
-                self._take_output(call)
-                frame = value_frame(FrameType.ITEM, call, item, self.bulk, {"i": call.items})
+                frame = value_frame(FrameType.ITEM, call, buffers, self.bulk, {"i": call.items})
                 call.items += 1
                 call.log.flush(frame=frame, wait=True)
         except serialization.EncodeError as e:
@@ -318,7 +326,7 @@ class Dispatcher:
         result: bytes | None
         if call.log.figures:
             self._show_figures(call)
-        if call.job is not None and isinstance(outcome, Value) and call.reason is None:
+        if call.job is not None and isinstance(outcome, Value):  # the code is there, whoever cancels now
             result = encode(FrameType.RESULT, call.id, outcome.value)
         else:
             if call.reason is not None and isinstance(outcome, Failure) and not was_cancelled(outcome.exception):

@@ -34,6 +34,11 @@ class Link:
         self._writer = 0
         self.closed = False
 
+    @property
+    def writing_here(self) -> bool:
+        """Whether this thread is in the midst of writing, so that what runs is a finalizer or a signal's handler."""
+        return self._writer == threading.get_ident()
+
     def post(self, frames: Iterable[bytes]) -> None:
         """Put frames in line, in order, without writing."""
         self._out.extend(frames)

@@ -93,6 +93,11 @@ class Log:
         if self.heir is not None:
             self.heir().write(kind, data)
             return
+        if self._hub.link.writing_here:
+            # Who has our lock may wait for this very thread to have written: the flusher takes it.
+            self._parts.append((kind, data))
+            self._hub.enqueue(self)
+            return
         if self.readers:
             self.drain()
         self.put(kind, data)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..wire import LogKind
-from .output import Log, Stream, current_log
+from .output import Log, Stream, current_log, settle
 
 __all__ = ["Pump", "Readers"]
 
@@ -92,7 +92,7 @@ class _Reader:
         self.fd = fd
         self.kind = kind
         self.log = log
-        self._lock = log.lock if log is not None else threading.RLock()
+        self._lock = log.lock if log is not None else pump.lock
         os.set_blocking(fd, False)
 
     def read(self) -> None:
@@ -138,6 +138,8 @@ class Pump:
 
     def __init__(self, owner: Callable[[], Log]) -> None:
         self.owner = owner
+        #: Guards the pipes that are nobody's; where a log's lock is needed too, this one is taken first.
+        self.lock = threading.RLock()
         self._poller = _Poller()
         self._readers: dict[int, _Reader] = {}
         self._c_output = _COutput()
@@ -183,12 +185,19 @@ class Pump:
         self._readers.pop(fd, None)
 
     def settle(self, log: Log) -> None:
-        """Take what was written up to now and is (or will be counted as) this log's."""
+        """Take what was written up to now and is (or will be counted as) this log's.
+
+        Not while its lock is held: the pump may be reading what is nobody's and wait for it, to put it there.
+        """
         self._c_output.flush()
-        for fd in self._poller.poll(0):
-            reader = self._readers.get(fd)
-            if reader is not None and (reader.log is log or reader.log is None):
-                reader.read()
+        found = [reader for fd in self._poller.poll(0) if (reader := self._readers.get(fd)) is not None]
+        if not found:
+            return
+        with self.lock, log.lock:
+            settle()
+            for reader in found:
+                if reader.log is log or reader.log is None:
+                    reader.read()
 
     # -- child processes ---------------------------------------------------------------------------------------------
 

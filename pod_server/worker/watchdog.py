@@ -55,10 +55,10 @@ class Watchdog:
 
     def enter(self) -> None:
         """An asynchronous call begins; on the loop."""
-        self._running += 1
-        if self._active:
-            return
         with self._mutex:
+            self._running += 1
+            if self._active:
+                return
             self._active = True
         if self._started:
             self._wake.release()
@@ -103,7 +103,6 @@ class Watchdog:
 
     def _park(self) -> bool:
         """Stop watching if no call runs; False when one does."""
-        # `enter` counts first and looks at the mark then, so a call that begins now is seen by one of the two.
         with self._mutex:
             if self._running:
                 return False

@@ -196,10 +196,12 @@ class Poller:
 
     def once(self, timeout: float | None = None) -> bool:
         """Wait for something to happen and handle it; False when nothing did within `timeout` seconds."""
-        ready = self._poll.poll(None if timeout is None else max(timeout, 0) * 1000)
-        for fd, _ in ready:
-            handler = self._handlers.get(fd)
-            if handler is not None:
+        found = self._poll.poll(None if timeout is None else max(timeout, 0) * 1000)
+        ready = [(fd, self._handlers[fd]) for fd, _ in found]
+        for fd, handler in ready:
+            # A handler may close what another one was found ready for, and open something that gets the same number:
+            # that isn't ready, and reading it would wait for ever.
+            if self._handlers.get(fd) is handler:
                 handler()
         return bool(ready)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, KernelFactory
+from tests.conftest import KERNELS, ROOT, KernelFactory
 from tests.docs.examples import DOCUMENT, EXAMPLES, Example, dataset_server
 from tests.kernel.harness import leftover_files, run_notebook, wait_until_gone
 
@@ -54,14 +54,20 @@ def test_script(example: Example, url: str, tmp_path: Path) -> None:
     assert leftover_files(runtime_dir) == []
 
 
-def test_cells(make_kernel: KernelFactory, url: str) -> None:
-    """All examples one after another in one kernel, as a reader would run them."""
-    kernel = make_kernel(env={"KT_LOCAL_GPUS": "1"})
-    kernel.run("%load_ext kubetorch_jupyter")
-    for example in EXAMPLES:
-        for code in (example.preamble(url), example.source(url), example.after):
-            cell = kernel.begin(code).wait(100)
-            assert cell.error is None, f"example {example.name}\n{cell}"
+def test_cells(make_kernel_of: Callable[[str], KernelFactory], url: str) -> None:
+    """All examples one after another in one kernel, as a reader would run them; the kernels beside each other, since
+    the examples mostly wait.
+    """
+    kernels = {version: make_kernel_of(version)(env={"KT_LOCAL_GPUS": "1"}) for version in KERNELS}
+    codes = [
+        (f"example {example.name}", code)
+        for example in EXAMPLES
+        for code in (example.preamble(url), example.source(url), example.after)
+    ]
+    for what, code in [("loading", "%load_ext kubetorch_jupyter"), *codes]:
+        cells = {version: kernel.begin(code) for version, kernel in kernels.items()}
+        for version, cell in cells.items():
+            assert cell.wait(100).error is None, f"{what} in ipykernel {version}\n{cell}"
 
 
 def test_headless(make_newest_kernel: KernelFactory, url: str) -> None:

@@ -49,7 +49,7 @@ def test_three_services_in_a_gather(kernel: Kernel) -> None:
         "ticks = asyncio.ensure_future(lag(lambda: done))\n"
         "await asyncio.sleep(0.05)\n"
         "began = time.monotonic()\n"
-        "fns = await asyncio.gather(*(kt.fn(f).to_async(compute, stream_logs=False)"
+        "fns = await asyncio.gather(*(kt.fn(f).to_async(compute)"
         " for f in (process_data, train_model, evaluate_model)))\n"
         "took, done = time.monotonic() - began, True\n"
         "results = await asyncio.gather(*(f(10, async_=True) for f in fns))\n"
@@ -59,6 +59,7 @@ def test_three_services_in_a_gather(kernel: Kernel) -> None:
     bare: list[float] = json.loads(control.communicate(timeout=30)[0])
     assert results == [11, 20, -10]
     assert names == ["evaluate-model", "process-data", "train-model"]
+    assert len({m.content["transient"]["display_id"] for m in cell.messages if "display_data" in m.type}) == 3
     rows = {
         "p99": (_percentile(late, 0.99), _percentile(bare, 0.99)),
         "max": (max(late), max(bare)),

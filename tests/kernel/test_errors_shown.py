@@ -36,3 +36,47 @@ def test_a_class_that_fails_to_start_shows_its_own_line(kernel: Kernel) -> None:
     assert "raise ValueError('no weights here')" in shown
     assert 'StartupError: service "model"' in shown
     assert len(re.findall(r"^File .*", shown, re.MULTILINE)) <= 1, shown
+
+
+def test_errors_of_ours_are_shown_by_the_users_lines(kernel: Kernel) -> None:
+    kernel.run(
+        "%load_ext kubetorch_jupyter\n"
+        "import os, sys, time, types\n"
+        "def f(): return 1\n"
+        "def die(): os._exit(3)\n"
+        "def slow(): time.sleep(5)\n"
+        "def nowhere():\n"
+        "    class Odd(ValueError):\n"
+        "        def __reduce__(self): raise RuntimeError('not to be pickled')\n"
+        "    raise Odd('odd things')\n"
+        "dies, odd = kt.fn(die).to(kt.Compute()), kt.fn(nowhere).to(kt.Compute())\n"
+        "late = kt.fn(slow).to(kt.Compute()).options(timeout=0.1)\n"
+        "def through(): return kt.fn(f)()"
+    )
+    for code, says in {
+        "kt.fn(f)()": 'NotDeployedError: "f" has not been deployed: call .to(',
+        "kt.Compute(cpus='many')": "ConfigError: Compute: cpus='many' is not a number of CPU cores: use",
+        "kt.config.nonesuch = 1": 'ConfigError: there is no setting "nonesuch"; there are',
+        "kt.attach('f/01')": "kt.calls() lists the ids",
+        "dies()": 'WorkerDiedError: the worker of service "die" ended itself with exit code 3',
+        "await dies.aio()": 'WorkerDiedError: the worker of service "die" ended itself with exit code 3',
+        "late()": 'CallTimeoutError: the call of service "slow" ran longer than its timeout of 0.1 s',
+    }.items():
+        shown = _shown(kernel, code)
+        assert re.search(rf"-+> 1 {re.escape(code)}$", shown, re.MULTILINE), shown
+        assert says in shown.splitlines()[-1]
+        assert "File " not in shown, shown
+        assert "hidden" not in shown, shown
+
+    # The user's frames stay, here and in the pod.
+    shown = _shown(kernel, "through()")
+    assert "-> 1 through()" in shown
+    assert "def through(): return kt.fn(f)()" in shown
+    shown = _shown(kernel, "odd()")
+    assert "raise Odd('odd things')" in shown
+    assert "odd things" in shown.splitlines()[-1]
+
+    # Who looks for a fault of ours sees all of them, and so does who has unloaded us.
+    for how in ("%xmode Verbose", "%xmode Context\n%unload_ext kubetorch_jupyter\nimport kubetorch_jupyter as kt"):
+        kernel.run(how)
+        assert "module.py" in _shown(kernel, "kt.fn(f)()")

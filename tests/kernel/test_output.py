@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import KERNELS, NEWEST, KernelFactory
+from tests.conftest import KERNELS, NEWEST, KernelFactory, _factory
 from tests.kernel.harness import Cell, Kernel, run_notebook
 from tests.kernel.speaker import SOURCE, assert_complete, expected
 
@@ -53,13 +55,20 @@ def check(cells: list[Cell], lines: int, wide: bool) -> None:
     print(f"8 calls of {lines} lines: {size / 2**20:.1f} MiB, {breaks} lines broken")
 
 
-@pytest.mark.parametrize("make_kernel", KERNELS, indirect=True)
-def test_eight_calls_from_four_cells(make_kernel: KernelFactory, request: pytest.FixtureRequest) -> None:
-    newest = request.node.callspec.params["make_kernel"] == NEWEST
+@pytest.fixture(scope="module", params=KERNELS)
+def speaking(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
+    """A kernel of each version in turn, with the functions deployed, for all tests of this module."""
+    with contextmanager(_factory)(request.param, tmp_path_factory.mktemp("output")) as make:
+        kernel = make()
+        kernel.run(SOURCE)
+        kernel.run(DEPLOY)
+        yield kernel
+
+
+def test_eight_calls_from_four_cells(speaking: Kernel, request: pytest.FixtureRequest) -> None:
+    newest = request.node.callspec.params["speaking"] == NEWEST
     lines, wide = (10_000, True) if newest else (1_000, False)
-    kernel = make_kernel()
-    kernel.run(SOURCE)
-    kernel.run(DEPLOY)
+    kernel = speaking
     began = time.monotonic()
     cells = kernel.run_all([code for code, _ in cells_of(lines, wide)])
     print(f"{time.monotonic() - began:.1f} s")
@@ -72,18 +81,14 @@ def test_eight_calls_from_four_cells(make_kernel: KernelFactory, request: pytest
 
 
 @pytest.mark.soak
-def test_eight_calls_again_and_again(kernel: Kernel) -> None:
+def test_eight_calls_again_and_again(speaking: Kernel) -> None:
     """All of it in every kernel, ten times."""
-    kernel.run(SOURCE)
-    kernel.run(DEPLOY)
     for _ in range(10):
-        check(kernel.run_all([code for code, _ in cells_of(10_000, True)]), 10_000, True)
+        check(speaking.run_all([code for code, _ in cells_of(10_000, True)]), 10_000, True)
 
 
-def test_blocking_calls_beside_tasks_of_earlier_cells(kernel: Kernel) -> None:
+def test_blocking_calls_beside_tasks_of_earlier_cells(speaking: Kernel) -> None:
     """A blocking call holds the kernel's loop; what other cells' calls print meanwhile is still theirs."""
-    kernel.run(SOURCE)
-    kernel.run(DEPLOY)
     # One call on each side that goes on until the other has begun.
     codes = [
         "t0 = asyncio.create_task(a('A0', 500, async_=True))\nawait asyncio.sleep(0)",
@@ -91,7 +96,7 @@ def test_blocking_calls_beside_tasks_of_earlier_cells(kernel: Kernel) -> None:
         "a('C0', 500)",
         "await t0",
     ]
-    first, second, third, last = (cell.ok() for cell in kernel.run_all(codes))
+    first, second, third, last = (cell.ok() for cell in speaking.run_all(codes))
     assert first.stdout == expected("A0", 500)
     # One call after the other is no reason for prefixes; the second goes on where the first has ended.
     assert second.stdout == expected("B0", 500) + expected("B1", 500)
@@ -132,12 +137,10 @@ early = asyncio.create_task(later(0.5, 'A0'))
 """
 
 
-def test_a_call_belongs_to_the_cell_that_made_its_task(kernel: Kernel) -> None:
+def test_a_call_belongs_to_the_cell_that_made_its_task(speaking: Kernel) -> None:
     """Also when the task gets to its call while another cell runs, which makes calls too."""
-    kernel.run(SOURCE)
-    kernel.run(DEPLOY)
     codes = [LATE, "await later(0.8, 'B0', b)", "await early"]
-    first, second, last = (cell.ok() for cell in kernel.run_all(codes))
+    first, second, last = (cell.ok() for cell in speaking.run_all(codes))
     assert first.stdout == expected("A0", 20)  # alone in its cell: no prefix
     assert second.stdout == expected("B0", 20)
     assert last.stdout == ""
@@ -163,12 +166,12 @@ rich = kt.fn(show).to(kt.Compute())
 """
 
 
-def test_displays_and_figures(kernel: Kernel) -> None:
+def test_displays_and_figures(speaking: Kernel) -> None:
     """MIME bundles come in the cell of the call, between the lines that were printed before and after."""
-    kernel.run(RICH)
+    speaking.run(RICH)
     rich_in_task = "t = asyncio.create_task(rich('A', async_=True))\nu = asyncio.create_task(rich('B', async_=True))"
     first, second, _ = (
-        c.ok() for c in kernel.run_all([rich_in_task, "await rich('C', async_=True)", "await asyncio.gather(t, u)"])
+        c.ok() for c in speaking.run_all([rich_in_task, "await rich('C', async_=True)", "await asyncio.gather(t, u)"])
     )
     assert sorted(d["text/html"] for d in first.displays if "text/html" in d) == ["<b>A</b>", "<b>B</b>"]
     assert [d["text/html"] for d in second.displays if "text/html" in d] == ["<b>C</b>"]

@@ -1,11 +1,14 @@
-"""Stop: control back within half a second, the remote side cancelled where it can be, the next call works."""
+"""Stop: control back within half a second, the remote side cancelled where it can be, the next call works.
+
+The tests mostly wait, so those that are for every kernel use all of them at once.
+"""
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -46,7 +49,7 @@ async def awaiting(mark):
 def in_c(mark):
     print("go", mark)
     try:
-        ctypes.CDLL(None).usleep(1_000_000)
+        ctypes.CDLL(None).usleep(1_500_000)
         sum(range(1000))
     except BaseException as e:
         _leave(mark, e)
@@ -101,7 +104,7 @@ def in_c_items(mark):
     yield 1
     try:
         print("go", mark)
-        ctypes.CDLL(None).usleep(1_000_000)
+        ctypes.CDLL(None).usleep(1_500_000)
         sum(range(1000))
         yield 2
     except BaseException as e:
@@ -133,44 +136,56 @@ for name, handle in zip(names, await deploy(*[here[name] for name in names])):
 """
 
 
-@contextmanager
-def deployed(version: str, folder: Path) -> Iterator[Kernel]:
-    """A kernel with all the functions deployed."""
-    with contextmanager(_factory)(version, folder) as make:
-        kernel = make()
-        kernel.run("%load_ext kubetorch_jupyter")
-        kernel.run(FUNCTIONS)
-        kernel.run(DEPLOY)
-        yield kernel
-
-
-@pytest.fixture(scope="module", params=KERNELS)
-def stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """A kernel of each version, for all tests of this module."""
-    with deployed(request.param, tmp_path_factory.mktemp("stop")) as kernel:
-        yield kernel
-
-
 @pytest.fixture(scope="module")
-def newest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kernel]:
-    """One of the newest version, for what is the same in all."""
-    with deployed(NEWEST, tmp_path_factory.mktemp("stop")) as kernel:
-        yield kernel
+def all_kernels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Kernel]]:
+    """A kernel of each version with all the functions deployed, for all tests of this module."""
+    with ExitStack() as stack:
+        factory = contextmanager(_factory)
+        kernels = {v: stack.enter_context(factory(v, tmp_path_factory.mktemp("stop")))() for v in KERNELS}
+        for code in ("%load_ext kubetorch_jupyter", FUNCTIONS, DEPLOY):
+            run_each(list(kernels.values()), code)
+        yield kernels
 
 
-def stop(kernel: Kernel, code: str, waits_for: str, what: str, count: int = 1) -> Cell:
-    """Begin a cell, press Stop when its calls have begun, and hold what is promised; gives the cell."""
-    cell = kernel.begin(code)
-    cell.wait_for(lambda: cell.stdout.count(waits_for) >= count, 30, f"print {waits_for!r} {count} times")
+@pytest.fixture
+def stopped(all_kernels: dict[str, Kernel]) -> list[Kernel]:
+    """All of them."""
+    return list(all_kernels.values())
+
+
+@pytest.fixture
+def newest(all_kernels: dict[str, Kernel]) -> Kernel:
+    """The newest one, for what is the same in all."""
+    return all_kernels[NEWEST]
+
+
+def run_each(kernels: Sequence[Kernel], code: str) -> list[Cell]:
+    """The same cell in each kernel, to its end."""
+    return [cell.wait().ok() for cell in [kernel.begin(code) for kernel in kernels]]
+
+
+def stop_each(kernels: Sequence[Kernel], codes: Sequence[str], waits_for: str, what: str, count: int = 1) -> list[Cell]:
+    """Begin a cell in each kernel, press Stop when all their calls have begun, and hold what is promised."""
+    cells = [kernel.begin(code) for kernel, code in zip(kernels, codes, strict=True)]
+    for cell in cells:
+        cell.wait_for(lambda cell=cell: cell.stdout.count(waits_for) >= count, 30, f"print {waits_for!r} {count} times")
     time.sleep(0.25)  # so that the kernel is idle, and not still awake from the output
-    pressed = time.monotonic()
-    kernel.interrupt()
-    cell.wait(20)
-    assert cell.replied is not None
-    assert cell.error is not None, f"a stopped cell went on\n{cell}"
-    assert cell.error["ename"] in ("KeyboardInterrupt", "CancelledError"), cell.error
-    promise(f"control back from {what}", cell.replied - pressed, 0.5)
-    return cell
+    pressed: list[float] = []
+    for kernel in kernels:
+        pressed.append(time.monotonic())
+        kernel.interrupt()
+    for cell, at in zip(cells, pressed, strict=True):
+        cell.wait(20)
+        assert cell.replied is not None
+        assert cell.error is not None, f"a stopped cell went on\n{cell}"
+        assert cell.error["ename"] in ("KeyboardInterrupt", "CancelledError"), cell.error
+        promise(f"control back from {what}", cell.replied - at, 0.5)
+    return cells
+
+
+def stop(kernel: Kernel, code: str, waits_for: str, what: str) -> Cell:
+    """`stop_each` of one kernel."""
+    return stop_each([kernel], [code], waits_for, what)[0]
 
 
 def wait_for_mark(path: Path, timeout: float) -> str:
@@ -197,7 +212,7 @@ KINDS = {"sleeping": ("Cancelled", 2), "awaiting": ("CancelledError", 2), "in_c"
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_stop(stopped: Kernel, way: str, tmp_path: Path) -> None:
+def test_stop(stopped: list[Kernel], way: str, tmp_path: Path) -> None:
     """In each kernel; that the remote side can't be interrupted is the slowest case."""
     check(stopped, way, "in_c", tmp_path)
 
@@ -205,22 +220,23 @@ def test_stop(stopped: Kernel, way: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "in_c"])
 @pytest.mark.parametrize("way", WAYS)
 def test_stop_of_what_can_be_interrupted(newest: Kernel, way: str, kind: str, tmp_path: Path) -> None:
-    check(newest, way, kind, tmp_path)
+    check([newest], way, kind, tmp_path)
 
 
-def check(kernel: Kernel, way: str, kind: str, tmp_path: Path) -> None:
-    mark = str(tmp_path / "mark")
+def check(kernels: list[Kernel], way: str, kind: str, tmp_path: Path) -> None:
+    marks = [str(tmp_path / f"mark-{n}-") for n in range(len(kernels))]
     count = 3 if way in MANY else 1
-    cell = stop(kernel, WAYS[way].format(kind=kind, mark=mark), "go", f"{way}, {kind}", count)
-    assert "stopped waiting" not in cell.stdout
+    codes = [WAYS[way].format(kind=kind, mark=mark) for mark in marks]
+    for cell in stop_each(kernels, codes, "go", f"{way}, {kind}", count):
+        assert "stopped waiting" not in cell.stdout
     began = time.monotonic()
-    again = kernel.run("remote_echo(1) + await remote_echo(2, async_=True)")
-    assert again.result == "3"
+    again = run_each(kernels, "remote_echo(1) + await remote_echo(2, async_=True)")
+    assert [cell.result for cell in again] == ["3"] * len(kernels)
     assert time.monotonic() - began < 2
     expected, within = KINDS[kind]
-    marks = [Path(f"{mark}{i}") for i in range(3)] if way in MANY else [Path(mark)]
-    assert [wait_for_mark(path, within) for path in marks] == [expected] * count
-    assert again.stdout == ""
+    paths = [Path(f"{mark}{i}") for mark in marks for i in range(3)] if way in MANY else list(map(Path, marks))
+    assert [wait_for_mark(path, within) for path in paths] == [expected] * count * len(kernels)
+    assert [cell.stdout for cell in again] == [""] * len(kernels)
 
 
 def states(kernel: Kernel, handle: str) -> list[str]:
@@ -251,12 +267,14 @@ def test_a_call_that_holds_the_interpreter_lock(newest: Kernel, call: str, tmp_p
     assert wait_for_mark(mark, 5) == "Cancelled"
 
 
-def test_twice_in_a_row(stopped: Kernel, tmp_path: Path) -> None:
+def test_twice_in_a_row(stopped: list[Kernel], tmp_path: Path) -> None:
     """The second Stop finds no state of the first."""
     for n in range(2):
-        mark = tmp_path / f"mark{n}"
-        stop(stopped, f"await remote_awaiting({str(mark)!r}, async_=True)", "go", f"await, time {n + 1}")
-        assert wait_for_mark(mark, 2) == "CancelledError"
+        marks = [tmp_path / f"mark-{n}-{k}" for k in range(len(stopped))]
+        codes = [f"await remote_awaiting({str(mark)!r}, async_=True)" for mark in marks]
+        stop_each(stopped, codes, "go", f"await, time {n + 1}")
+        for mark in marks:
+            assert wait_for_mark(mark, 2) == "CancelledError"
 
 
 def test_waiting_for_a_spawned_call_does_not_cancel_it(newest: Kernel, tmp_path: Path) -> None:
@@ -302,20 +320,22 @@ def test_stop_at_any_moment(newest: Kernel, tmp_path: Path) -> None:
         "asyncio.run(kt.cls(Slow).to_async(kt.Compute()))",
     ],
 )
-def test_stop_while_deploying(stopped: Kernel, code: str) -> None:
+def test_stop_while_deploying(stopped: list[Kernel], code: str) -> None:
     """Nothing is left of a first deploy, and what was deployed before goes on."""
-    before = sorted(p.pid for p in leftover_processes(stopped.runtime_dir))
-    stop(stopped, code, "go", code)
+    before = [sorted(p.pid for p in leftover_processes(kernel.runtime_dir)) for kernel in stopped]
+    codes = [code] * len(stopped)
+    stop_each(stopped, codes, "go", code)
     # At once, while the first one is still being removed.
-    stopped.run("slow = kt.cls(Slow).to(kt.Compute(), init_args={'seconds': 0})")
-    assert stopped.run("slow.hello()").result == "'hello'"
-    stopped.run("slow.service.teardown()")
-    stop(stopped, code, "go", code)
+    run_each(stopped, "slow = kt.cls(Slow).to(kt.Compute(), init_args={'seconds': 0})")
+    assert [cell.result for cell in run_each(stopped, "slow.hello()")] == ["'hello'"] * len(stopped)
+    run_each(stopped, "slow.service.teardown()")
+    stop_each(stopped, codes, "go", code)
     deadline = time.monotonic() + 3
-    while stopped.run("[s.name for s in kt.services() if 'slow' in s.name]").result != "[]":
-        assert time.monotonic() < deadline, "the deploy that was stopped is still listed"
-    while sorted(p.pid for p in leftover_processes(stopped.runtime_dir)) != before:
-        assert time.monotonic() < deadline, "processes of the deploy that was stopped still run"
-        time.sleep(0.05)
-    assert not [f for f in leftover_files(stopped.runtime_dir) if "slow" in f]
-    assert stopped.run("remote_echo(1)").result == "1"
+    for kernel, pids in zip(stopped, before, strict=True):
+        while kernel.run("[s.name for s in kt.services() if 'slow' in s.name]").result != "[]":
+            assert time.monotonic() < deadline, "the deploy that was stopped is still listed"
+        while sorted(p.pid for p in leftover_processes(kernel.runtime_dir)) != pids:
+            assert time.monotonic() < deadline, "processes of the deploy that was stopped still run"
+            time.sleep(0.05)
+        assert not [f for f in leftover_files(kernel.runtime_dir) if "slow" in f]
+    assert [cell.result for cell in run_each(stopped, "remote_echo(1)")] == ["1"] * len(stopped)

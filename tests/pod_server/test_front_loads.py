@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pod_server.wire import F_ERROR, Frame, FrameType, LogDecoder
+from pod_server.wire import F_ERROR, Frame, FrameType, LogDecoder, encode
 
 from .podtools import Client, Front, Worker, Zygote, played, until_async
 
@@ -331,6 +331,25 @@ def test_cancelled_loads() -> None:
         again, frame = await gate.next()
         assert frame.meta["version"] == "v1"
         again.loaded(frame)
+        assert await client.run("version") == b"v1"
+
+    play(scenario, kind="cls")
+
+
+def test_a_load_that_is_cancelled_at_once_holds_no_calls() -> None:
+    """LOAD, CALL and CANCEL in one message: the front has not even begun with the LOAD."""
+
+    async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
+        meta = {"version": "v2", "worker": "w1", "kind": "cls", "name": "thing"}
+        load, call = client.seq + 1, client.seq + 2
+        client.seq = call
+        await client.ws.send(
+            encode(FrameType.LOAD, load, meta, [b"bundle v2"])
+            + encode(FrameType.CALL, call, {"f": "version"})
+            + encode(FrameType.CANCEL, load, {"reason": "user"})
+        )
+        assert (await client.error(load))["type"] == "CallCancelledError"
+        assert await client.value(call) == b"v1"
         assert await client.run("version") == b"v1"
 
     play(scenario, kind="cls")

@@ -282,6 +282,52 @@ def test_cancel_at_any_moment(front: FakeFront, kind: str) -> None:
     front.deploy(work, concurrency=64)
 
 
+def test_a_load_is_cancelled_or_has_come(front: FakeFront) -> None:
+    """Cancelled about when it ends: the answer says which code the calls get, and all that waits is called."""
+
+    def work(n: int) -> int:
+        return n
+
+    def hold(n: int) -> int:
+        return -n
+
+    rng = random.Random(7)
+    front.deploy(work, concurrency=2)
+    here, cancelled = work, 0
+    for i in range(1, 60):
+        wanted = hold if here is work else work
+        record = front.load(wanted, concurrency=2 + i % 3)
+        end = time.perf_counter() + rng.random() * 0.003
+        while time.perf_counter() < end:
+            pass
+        record.cancel()
+        if was_cancelled(record, None):
+            cancelled += 1
+        else:
+            here = wanted
+        assert [r.wait() for r in front.start_all([(i,)] * 8)] == [here(i)] * 8
+    print(f"{cancelled} of 59 were cancelled")
+    front.deploy(work, concurrency=64)
+
+
+def test_a_load_that_swallows_its_cancel_does_not_come(front: FakeFront) -> None:
+    class Stubborn:
+        def __init__(self) -> None:
+            print("constructing")
+            with contextlib.suppress(BaseException):
+                time.sleep(10)
+
+    def here() -> str:
+        return "here"
+
+    front.deploy(here)
+    record = front.load(Stubborn)
+    record.until(lambda r: r.log)
+    record.cancel()
+    expect_cancelled(record)
+    assert front.call() == "here"
+
+
 def test_cancel_while_it_prints(front: FakeFront) -> None:
     """A cancel in the middle of a write breaks no frame and loses no line before it."""
 

@@ -8,6 +8,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from pod_server.wire import LogKind
+from pod_server.wire import Decoder, FrameType, LogDecoder, LogKind, encode, encode_log
+from pod_server.worker.link import Link
+from pod_server.worker.output import Log, LogHub
 
 from .fake_front import FakeFront
 
@@ -369,6 +372,90 @@ def test_c_code(front: FakeFront) -> None:
     record = run(front, write, "a")
     assert record.text(OUT) == "a printf\na unfinished"
     assert record.text(ERR) == "a raw\n"
+
+
+def test_a_finalizer_that_prints_while_its_thread_writes_to_the_front() -> None:
+    """Garbage may be collected there. Another thread has the log's lock meanwhile, and waits for the connection."""
+    ours, theirs = socket.socketpair()
+    locked = threading.Event()
+
+    class Collecting:
+        def sendall(self, data: bytes) -> None:
+            if not locked.is_set():
+                other.start()
+                assert locked.wait(5)
+                log.write(OUT, b"finalizer\n")
+            ours.sendall(data)
+
+    link = Link(Collecting())  # type: ignore[arg-type]
+    hub = LogHub(link)
+    log = Log(hub, 1)
+
+    def print_much() -> None:
+        with log.lock:
+            locked.set()
+            log.flush(wait=True, frame=encode(FrameType.LOG, 1, None, (encode_log(OUT, b"much\n"),)))
+
+    received: list[bytes] = []
+    # More than is joined into one write, so that the other one finds enough in line to have to wait.
+    link.post([encode(FrameType.PONG)] * 100_000)
+    other = threading.Thread(target=print_much, daemon=True)
+    writer = threading.Thread(target=link.flush, daemon=True)
+    reader = threading.Thread(target=lambda: received.extend(iter(lambda: theirs.recv(1 << 18), b"")), daemon=True)
+    reader.start()
+    writer.start()
+    for thread in (writer, other):
+        thread.join(5)
+        assert not thread.is_alive()
+    hub.flush_all()
+    ours.close()
+    reader.join(5)
+    theirs.close()
+    frames = Decoder().feed(b"".join(received))
+    text = b"".join(data for f in frames if f.buffers for _, data in LogDecoder().feed(f.buffers[0]))
+    assert sorted(text.splitlines()) == [b"finalizer", b"much"]
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_output_of_nobody_between_items(front: FakeFront, kind: str) -> None:
+    """The pump takes it while the item goes out, each of them with a lock that the other one wants."""
+
+    def items(n: int) -> Any:
+        for i in range(n):
+            for part in b"abc":
+                os.write(1, b"%c%d\n" % (part, i))
+            yield i
+
+    async def items_async(n: int) -> Any:
+        for i in items(n):
+            yield i
+
+    front.deploy(items if kind == "def" else items_async)
+    record = front.start(1000, _meta={"gen": 1001})
+    record.wait()
+    assert record.items == list(range(1000))
+    assert record.text() == "".join(f"{part}{i}\n" for i in range(1000) for part in "abc")
+
+
+def test_an_item_is_pickled_by_a_thread_that_prints(front: FakeFront) -> None:
+    """The call waits for a thread that writes to the call's log, and would hold that log's lock if it sent already."""
+
+    class Slow:
+        def __reduce__(self) -> Any:
+            thread = threading.Thread(target=print, args=("pickling",))
+            thread.start()
+            thread.join()
+            return int, (1,)
+
+    def items() -> Any:
+        yield Slow()
+        print("after")
+
+    front.deploy(items)
+    record = front.start(_meta={"gen": 2})
+    record.wait()
+    assert record.items == [1]
+    assert record.text() == "pickling\nafter\n"
 
 
 def test_c_code_in_two_calls_is_the_later_ones(front: FakeFront) -> None:
