@@ -2,7 +2,7 @@
 
 The public names, and nothing else. Each is imported when it is first used, so that the import itself costs next to
 nothing. Modules of this package import names from ``.calls``, ``.config`` … and never ``from . import calls``, because
-four names here are also those of modules.
+five names here are also those of modules.
 
 Examples
 --------
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         WorkerMembershipChanged,
     )
     from .image import Image
+    from .logs import logs
     from .overview import attach, calls, services, teardown
     from .preview import preview
     from .secret import Secret, secret
@@ -119,6 +120,7 @@ __all__ = [
     "images",
     "install_as_kubetorch",
     "load_ipython_extension",
+    "logs",
     "preview",
     "secret",
     "services",
@@ -144,6 +146,7 @@ _HOME = {
     "config": "config",
     "fn": "callables",
     "install_as_kubetorch": "compat",
+    "logs": "logs",
     "preview": "preview",
     "secret": "secret",
     "services": "overview",

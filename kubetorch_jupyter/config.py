@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, overload
 
 from .errors import ConfigError
 from .markup import table
-from .values import check_name, check_text, describe, parse_bytes, parse_count, parse_duration
+from .values import check_name, check_text, describe, parse_amount, parse_count, parse_duration
 
 __all__ = ["Config", "config"]
 
@@ -104,8 +104,8 @@ def _ttl(value: object, what: str) -> str:
     return f"{value}s" if isinstance(value, (int, float)) else str(value).strip()
 
 
-def _size(value: object, what: str) -> int:
-    return parse_bytes(value, what)
+def _amount(value: object, what: str) -> int:
+    return parse_amount(value, what)
 
 
 def _gpus(value: object, what: str) -> int | None:
@@ -159,7 +159,14 @@ class Config:
     kubeconfig_path = Setting[str | None](None, _optional_text, "The kubeconfig, if it isn't kubectl's.")
     image = Setting[str | None](None, _optional_text, "Container image of services whose Compute names none.")
     stream_logs = Setting(True, _flag, "Show what a call prints in the cell that called.")
-    cell_log_limit = Setting(2_000_000, _size, "Bytes of one call's log that a cell shows; the rest by kt.attach(id).")
+    cell_log_limit = Setting(
+        2_000_000, _amount, "Bytes of one call's output that a cell shows behind a Jupyter server; 0: all."
+    )
+    iopub_data_rate_limit = Setting(
+        1_000_000, _amount, "The Jupyter server's setting of this name, bytes/s: output stays below it; 0: none."
+    )
+    iopub_msg_rate_limit = Setting(1_000, _amount, "The same for messages/s.")
+    rate_limit_window = Setting(3.0, _duration, "The same: over how many seconds the server counts.")
     launch_timeout = Setting(900.0, _duration, "Seconds that a deploy may take.")
     reconnect_timeout = Setting(60.0, _duration, "Seconds without a pod before its open calls are given up.")
     inactivity_ttl = Setting("4h", _ttl, "How long a cluster or detached service lives without a call.")

@@ -26,6 +26,7 @@ __all__ = [
     "describe",
     "format_bytes",
     "freeze",
+    "parse_amount",
     "parse_bytes",
     "parse_count",
     "parse_cpus",
@@ -212,6 +213,28 @@ def parse_bytes(value: object, what: str = "memory") -> int:
         hint = f'did you mean "{plain}Gi"?' if plain.isdigit() and size > 0 else 'give at least "1Mi"'
         raise ConfigError(f"{what}={describe(value)} is only {size} bytes: {hint}")
     return size
+
+
+def parse_amount(value: object, what: str) -> int:
+    """How much of something, 0 for without a limit: a number, or a quantity such as ``"2M"``.
+
+    Raises
+    ------
+    ConfigError
+        For anything else.
+
+    Examples
+    --------
+    >>> parse_amount("2M", "cell_log_limit"), parse_amount(0, "cell_log_limit")
+    (2000000, 0)
+    """
+    number = _number(value)
+    if number is None or number > 2**62:
+        raise ConfigError(
+            f'{what}={describe(value)} is not accepted: use a number, a quantity such as "2M" or "4Mi", '
+            "or 0 for no limit"
+        )
+    return math.ceil(number)
 
 
 def format_bytes(size: int) -> str:

@@ -65,6 +65,9 @@ def test_the_file_is_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.Monk
         ("local_gpus", "0", 0),
         ("volumes", "a, b", ("a", "b")),
         ("cell_log_limit", "4Mi", 4 * 2**20),
+        ("cell_log_limit", "0", 0),
+        ("iopub_data_rate_limit", "2M", 2_000_000),
+        ("rate_limit_window", "3", 3.0),
     ],
 )
 def test_the_environments_strings_are_parsed(
@@ -84,6 +87,8 @@ def test_the_environments_strings_are_parsed(
         ("inactivity_ttl", "soon"),
         ("username", ""),
         ("local_gpus", -1),
+        ("cell_log_limit", -1),
+        ("iopub_msg_rate_limit", "fast"),
         ("volumes", 3),
         ("no_such_key", 1),
     ],

@@ -10,16 +10,16 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 from pod_server import wire
-from pod_server.wire import FrameType, LogKind
+from pod_server.wire import FrameType
 
-from ..errors import CallCancelledError, KubetorchError, RecordExpiredError, UnknownCallError, from_wire
+from ..errors import CallCancelledError, KubetorchError, RecordExpiredError, UnknownCallError
 from ..markup import summary
-from ..transport.exchange import Exchange
 from ..transport.portal import get_inlet, get_portal
 from ..transport.session import Session
+from .log import LogPieces, find_row, follow_log, read_log
 from .run import Payload, Run, encode_arguments, nobody
 from .target import CallOptions, Target
 
@@ -257,7 +257,8 @@ class Call(Generic[T]):
                 except BaseException as e:
                     self._error = e, e.__traceback__
                 if not isinstance(run.outcome, Exception) and run.session is not None:
-                    get_portal().call(run.session.acknowledge, run.channel)
+                    acknowledge = functools.partial(run.session.acknowledge, keep=run.keeps_log)
+                    get_portal().call(acknowledge, run.channel)
                     flags, meta, _ = cast(Any, run.outcome)
                     run.outcome = flags, meta, ()  # decoded once: the bytes aren't needed twice
         if self._error is not None:
@@ -282,8 +283,17 @@ class Call(Generic[T]):
             self._run.cancel("user")
             return True
 
-    def logs(self) -> str:
+    @overload
+    def logs(self, follow: Literal[False] = False) -> str: ...
+    @overload
+    def logs(self, follow: Literal[True]) -> LogPieces: ...
+    def logs(self, follow: bool = False) -> str | LogPieces:
         """What it has printed so far, also what isn't shown anywhere (``stream_logs=False``).
+
+        Parameters
+        ----------
+        follow
+            Give an iterator of pieces instead, from the start and as they come, that ends with the call.
 
         Raises
         ------
@@ -291,84 +301,16 @@ class Call(Generic[T]):
             When the pod no longer keeps it.
         """
         __tracebackhide__ = True
-        return get_portal().run(self._logs(self.id))
+        id = self.id
 
-    async def _logs(self, id: str) -> str:
-        session = await self._target.session()
-        text = _LogText()
-        if not self._ended and (row := await _row(session, id)) is not None and not row["ended"]:
-            text.until = int(row["log"])
-            if not text.until:
-                return ""
-        reader = _LogReader(id, text)
-        text.reader = reader
-        session.start(reader)
-        try:
-            await reader.future
-        finally:
-            session.leave(reader)
-        return text.text()
+        async def read() -> str:
+            session = await self._target.session()
+            return await read_log(session, id, None if self._ended else await find_row(session, id))
 
+        async def read_on(add: Callable[[str], None]) -> None:
+            await follow_log(await self._target.session(), id, add)
 
-async def _row(session: Session, id: str) -> dict[str, Any] | None:
-    """What the pod lists of that call: ``f``, ``state``, ``ended``, ``log`` …; None if it doesn't."""
-    skip = 0
-    while True:
-        answer = await session.request("calls", skip=skip)
-        rows: list[dict[str, Any]] = answer["calls"]
-        for row in rows:
-            if row["id"] == id:
-                return row
-        if not answer.get("more") or not rows:
-            return None
-        skip += len(rows)
-
-
-class _LogText:
-    """A sink that keeps the text of a log."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-        #: The offset to stop at, for a call that goes on.
-        self.until: int | None = None
-        self.reader: _LogReader | None = None
-
-    def feed(self, kind: LogKind, data: bytes) -> None:
-        if kind is not LogKind.DISPLAY:
-            self._parts.append(data)
-        reader = self.reader
-        if reader is not None and self.until is not None and reader.log_offset >= self.until:
-            reader.stop()
-
-    def finish(self, then: Callable[[], None]) -> None:
-        then()
-
-    def text(self) -> str:
-        return b"".join(self._parts).decode("utf-8", "replace")
-
-
-class _LogReader(Exchange):
-    """Reads the log of a call, and nothing else of it."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, id: str, sink: _LogText) -> None:
-        super().__init__(FrameType.RESUME, {"id": id, "log_only": True}, (), sink)
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def stop(self) -> None:
-        if not self.future.done():
-            self.future.set_result(None)
-
-    def on_result(self, flags: int, meta: Mapping[str, Any], buffers: Any) -> None:
-        if flags & wire.F_ERROR:
-            self.on_error(from_wire(meta.get("error") or {}))
-        else:
-            self.stop()
-
-    def on_error(self, error: Exception) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+        return LogPieces(read_on) if follow else get_portal().run(read())
 
 
 def _nothing() -> Any:
@@ -419,7 +361,7 @@ def attach_call(target: Target, call_id: str) -> Call[Any]:
         raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=call_id) from None
 
     async def ask() -> dict[str, Any] | None:
-        return await _row(await target.session(), call_id)
+        return await find_row(await target.session(), call_id)
 
     row = get_portal().run(ask())
     function = str(row["f"]) if row is not None else ""

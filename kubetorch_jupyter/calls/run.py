@@ -279,6 +279,9 @@ class Run(Exchange):
         if self.output is None:
             self._ready()
         else:
+            if self._early is not None or self._timed_out or self._is("CallTimeoutError", "CallCancelledError"):
+                # What waits for its pace is not to keep the caller waiting.
+                get_portal().loop.call_later(DRAIN, self.output.mute)
             self.output.finish(self._ready)
 
     def _ready(self) -> None:
@@ -384,12 +387,16 @@ class Run(Exchange):
 
     def lost(self) -> bool:
         """Whether it ended because its worker or its pod did."""
+        if isinstance(self.outcome, Exception):
+            return isinstance(self.outcome, (PodLostError, WorkerDiedError))
+        return self._is("WorkerDiedError", "PodLostError", "PodTerminatedError")
+
+    def _is(self, *types: str) -> bool:
+        """Whether the pod's answer is an error of ours of these types."""
         outcome = self.outcome
-        if isinstance(outcome, Exception):
-            return isinstance(outcome, (PodLostError, WorkerDiedError))
-        if outcome is None or not outcome[0] & wire.F_ERROR:
+        if outcome is None or isinstance(outcome, Exception) or not outcome[0] & wire.F_ERROR:
             return False
-        return (outcome[1].get("error") or {}).get("type") in ("WorkerDiedError", "PodLostError", "PodTerminatedError")
+        return (outcome[1].get("error") or {}).get("type") in types
 
     def failed(self) -> bool:
         """Whether it ended with an exception of any kind."""

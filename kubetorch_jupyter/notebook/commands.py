@@ -12,6 +12,7 @@ import kubetorch_jupyter as kt
 
 from . import doctor, loops
 from .options import Parser, parse
+from .output import write_log
 
 __all__ = ["COMMANDS", "Commands"]
 
@@ -76,11 +77,7 @@ class Commands:
         target = self.shell.user_ns.get(given.what, given.what)
         if isinstance(target, kt.Cells):
             target = target.name
-        if given.follow:
-            for piece in kt.logs(target, follow=True):
-                print(piece, end="", flush=True)
-        else:
-            print(kt.logs(target), end="", flush=True)
+        write_log(kt.logs(target, follow=True) if given.follow else [kt.logs(target)])
 
     def attach(self, words: Sequence[str]) -> Any:
         """Get a call again, with its output from the start; it becomes the variable _call."""

@@ -11,13 +11,17 @@ import re
 import sys
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
 from pod_server.wire import LogKind
 
+from ..config import config
 from . import writer
+from .cap import Allowance, Cap, Cut, half_character, size_text
+from .pacing import Pace, get_pace, is_published
 
 __all__ = ["Output", "midline", "open_output", "parent_message", "set_output_factory", "show_bundle"]
 
@@ -25,6 +29,10 @@ log = logging.getLogger(__name__)
 
 #: Where several calls share a cell, a line's beginning waits for its end: up to so many bytes.
 _LONGEST = 4 << 20
+#: The same where output is paced: what is written at once must fit the pace.
+_LONGEST_PACED = 64 << 10
+#: All calls of one cell together show as much as so many calls may.
+_CALLS = 5
 #: In a cell: of the colours that JupyterLab gives these numbers, those with a contrast of 3 or more on both its white
 #: and its black; no reds, which look like errors.
 _CELL_COLOURS = (96, 35, 32, 93, 34, 95, 94)
@@ -69,6 +77,20 @@ _cells: dict[str, _Cell] = {}
 _cells_lock = threading.RLock()
 
 
+#: What the last cells may still show. Not in `_Cell`, which goes between two calls of a cell.
+_allowances: OrderedDict[str, Allowance] = OrderedDict()
+_ALLOWANCES = 256
+
+
+def _allowance(key: str, limit: int) -> Allowance:
+    found = _allowances.get(key)
+    if found is None or found.limit != limit:
+        found = _allowances[key] = Allowance(limit, limit)
+        if len(_allowances) > _ALLOWANCES:
+            _allowances.popitem(last=False)
+    return found
+
+
 def _forget(cell: _Cell) -> None:
     if _cells.get(cell.key) is cell:  # an output may leave twice, and the key have a new cell by then
         del _cells[cell.key]
@@ -110,7 +132,10 @@ class Output:
 
     __slots__ = (
         "__weakref__",
+        "_call_id",
+        "_cap",
         "_cell",
+        "_dropped",
         "_fed",
         "_held",
         "_label",
@@ -119,6 +144,7 @@ class Output:
         "context",
         "holding",
         "muted",
+        "pace",
         "parent",
         "prefixed",
         "since",
@@ -143,7 +169,16 @@ class Output:
         self._fed = 0
         self.written = 0
         key = self.parent["header"]["msg_id"] if self.parent else ""
+        self._call_id: Callable[[], str] | None = None
+        #: Where a Jupyter server passes on what is shown: not too fast, and not too much. Else nothing is held back.
+        self.pace: Pace | None = get_pace() if self.parent else None
+        limit = config.cell_log_limit if self.pace is not None else 0
+        self._cap: Cap | None = None
+        #: Bytes that the cap let through and that could not be shown: half a character.
+        self._dropped = 0
         with _cells_lock:
+            if limit:
+                self._cap = Cap(limit, _allowance(key, _CALLS * limit))
             cell = _cells.get(key)
             if cell is None:
                 for empty in [c for c in _cells.values() if not c.running]:
@@ -154,15 +189,36 @@ class Output:
 
     # -- the session's side: on the portal ---------------------------------------------------------------------------
 
+    def identify(self, call_id: Callable[[], str]) -> None:
+        """Take what gives the id of the call: of a retry, that is another one."""
+        self._call_id = call_id
+
+    @property
+    def capped(self) -> bool:
+        """Whether something of the call is left out here."""
+        return self._cap is not None and self._cap.hidden > 0
+
     def feed(self, kind: LogKind, data: bytes) -> None:
-        """Put a piece of the log in line."""
-        if not self.muted:
-            self._fed += 1
-            writer.put(self, kind, data)
+        """Put a piece of the log in line, as far as it is to be shown."""
+        if self.muted:
+            return
+        if self._cap is not None and (kind is LogKind.STDOUT or kind is LogKind.STDERR):
+            data, cut = self._cap.take(kind, data)
+            if data:
+                self._put(kind, data)
+            if cut is not None:
+                self._fed += 1
+                writer.put(self, kind, cut)
+        else:
+            self._put(kind, data)
+
+    def _put(self, kind: LogKind, data: bytes) -> None:
+        self._fed += 1
+        writer.put(self, kind, data)
 
     def finish(self, then: Callable[[], None]) -> None:
         """Call ``then`` when everything has been written: at once if nothing is in line."""
-        if self._fed == self.written and not self.holding:
+        if self._fed == self.written and not self.holding and not self.capped:
             self.leave()
             then()
         else:
@@ -194,6 +250,8 @@ class Output:
             self.release()
             self._break_lines()
             show_bundle(json.loads(data), self.parent)
+            if self.pace is not None:
+                self.pace.displayed()
         elif kind is LogKind.NOTICE:
             self.release()
             if self._position.get("stderr", _START) != _START:
@@ -201,6 +259,31 @@ class Output:
             self._write("stderr", data)
         else:
             self._write("stdout" if kind is LogKind.STDOUT else "stderr", data)
+
+    def cut(self, kind: LogKind, cut: Cut) -> None:
+        """End a stream of which nothing more is shown, and say so the first time."""
+        assert self._cap is not None
+        stream = "stdout" if kind is LogKind.STDOUT else "stderr"
+        self.release()
+        self._dropped += len(self._held.pop(stream, b""))
+        if cut.closing:
+            self._show(stream, cut.closing)
+            # Also if it has ended no line, only a colour.
+            self._position[stream] = _START
+            self._cell.partial.pop(stream, None)
+        if cut.first and self._cap.shown:
+            if cut.cell:
+                self._cap.allowance.told = True
+                what = f"this cell has shown {size_text(_CALLS * self._cap.limit)}, and shows no more"
+            else:
+                what = f"a cell shows at most {size_text(self._cap.limit)} of a call, and this one prints more"
+            self.write(LogKind.NOTICE, f"[kubetorch: {what}. All of it: {self._how()}]\n".encode())
+
+    def _how(self) -> str:
+        """How to get what is left out."""
+        id = self._call_id() if self._call_id is not None else ""
+        find = getattr(_shell(), "find_line_magic", None)
+        return f"%kt logs {id}" if find is not None and find("kt") is not None else f'kt.logs("{id}")'
 
     def release(self, final: bool = False) -> None:
         """Write what is held back, but, unless it is ``final``, for half a character."""
@@ -212,9 +295,23 @@ class Output:
                 self._show(stream, data)
 
     def close(self) -> None:
-        """Write all that is held back; nothing comes after it."""
+        """Write all that is held back, and what is missing; nothing comes after it."""
         self.release(final=True)
+        if self._cap is not None and self._cap.hidden and not self._is_one_of_many():
+            hidden = self._cap.hidden + self._dropped
+            text = f"[kubetorch: {hidden:,} bytes that this call printed are not shown. All of it: {self._how()}]\n"
+            self.write(LogKind.NOTICE, text.encode())
+            self.release(final=True)
         self.leave()
+
+    def _is_one_of_many(self) -> bool:
+        """Whether nothing of it was shown because its cell has enough, which says so already."""
+        assert self._cap is not None
+        allowance = self._cap.allowance
+        if self._cap.shown or allowance.left > allowance.limit // _CALLS:
+            return False
+        told, allowance.told = allowance.told, True
+        return told
 
     def _write(self, stream: str, data: bytes) -> None:
         held = self._held.pop(stream, b"")
@@ -228,9 +325,10 @@ class Output:
         """Keep the end of ``data`` back; gives what may be shown."""
         if not self.holding:
             self.since = monotonic()
-        end = data.rfind(b"\n") + 1 if whole_lines and len(data) < _LONGEST else len(data)
+        longest = _LONGEST if self.pace is None else _LONGEST_PACED
+        end = data.rfind(b"\n") + 1 if whole_lines and len(data) < longest else len(data)
         if end == len(data):
-            end -= _half_character(data)
+            end -= half_character(data)
         if end < len(data):
             if end:
                 self.since = monotonic()
@@ -264,7 +362,11 @@ class Output:
             file.flush()  # what the user's own prints have left in the text layer comes first
             buffer.write(shown)
         else:
-            file.write(shown.decode("utf-8", "replace"))
+            text = shown.decode("utf-8", "replace")
+            if self.pace is not None and is_published(file):
+                self.pace.write(file, text, (self._cell.key, stream))
+            else:
+                file.write(text)
 
     def _break_lines(self) -> None:
         """End other calls' incomplete lines: those of two calls are never joined."""
@@ -303,23 +405,6 @@ class Output:
             colours = _CELL_COLOURS if self.parent is not None else _TERMINAL_COLOURS
             text = f"\x1b[{colours[(self._number - 1) % len(colours)]}m{text}\x1b[0m"
         return f"{text} ".encode()
-
-
-def _half_character(data: bytes) -> int:
-    """How many bytes at the end are the beginning of a character of UTF-8 that goes on.
-
-    Examples
-    --------
-    >>> [_half_character("a🎉".encode()[:n]) for n in (1, 2, 3, 4, 5)]
-    [0, 1, 2, 3, 0]
-    """
-    for back in range(1, min(4, len(data) + 1)):
-        byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue  # inside of one: look for its first byte
-        size = 4 if byte & 0xF8 == 0xF0 else 3 if byte & 0xF0 == 0xE0 else 2 if byte & 0xE0 == 0xC0 else 1
-        return back if back < size else 0
-    return 0
 
 
 _PIECES = re.compile(rb"[^\r\n]+|\r|\n")
@@ -371,6 +456,7 @@ def midline() -> bool:
 def _after_fork() -> None:
     global _cells, _cells_lock
     _cells = {}
+    _allowances.clear()
     _cells_lock = threading.RLock()
 
 

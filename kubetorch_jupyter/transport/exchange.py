@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pod_server import wire
@@ -26,6 +27,15 @@ __all__ = ["Exchange", "LoadExchange", "RemoteFailure", "Sink"]
 
 class Sink(Protocol):
     """Where an exchange's log goes; `kubetorch_jupyter.streams.Output` is one. Must not block."""
+
+    @property
+    def capped(self) -> bool:
+        """Whether it has left something out that people may want to read later."""
+        ...
+
+    def identify(self, call_id: Callable[[], str]) -> None:
+        """Take what gives the call's public id, now that it has one; again when it is made anew."""
+        ...
 
     def feed(self, kind: LogKind, data: bytes) -> None:
         """Take a piece of the log."""
@@ -123,6 +133,17 @@ class Exchange(ABC):
 
     #: Whether the pod may forget the call as soon as its result is here.
     acknowledges = True
+
+    @property
+    def keeps_log(self) -> bool:
+        """Whether the pod is to keep the log although the result is here: not all of it was shown."""
+        return self.sink is not None and self.sink.capped
+
+    def identify(self) -> None:
+        """It has its number: tell the sink how to learn the public id, which takes longer than most calls need."""
+        if self.sink is not None and self.session is not None:
+            given = self.meta.get("id") if self.meta else None
+            self.sink.identify(partial(self.session.call_id, self.channel) if given is None else partial(str, given))
 
     def on_sent(self) -> None:
         """It is on its way: from now on the pod may know of it."""

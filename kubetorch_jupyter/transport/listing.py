@@ -9,13 +9,13 @@ from .session import Session
 __all__ = ["all_calls", "all_events"]
 
 
-async def all_calls(session: Session) -> list[dict[str, Any]]:
-    """The pod's calls: those that run, then those that ended, each newest first."""
+async def all_calls(session: Session, *, loads: bool = False) -> list[dict[str, Any]]:
+    """The pod's calls: those that run, then those that ended, each newest first; on request with what it has loaded."""
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     skip = 0
     while True:
-        answer = await session.request("calls", skip=skip)
+        answer = await session.request("calls", skip=skip, **({"loads": True} if loads else {}))
         # By id: a call that begins or ends between two answers moves the others.
         rows += [row for row in answer["calls"] if row["id"] not in seen]
         seen.update(row["id"] for row in answer["calls"])

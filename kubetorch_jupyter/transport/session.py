@@ -78,7 +78,7 @@ class Session:
         self._channel = 0
         self._requests: dict[int, _Request] = {}
         self._request = 0
-        self._acks: deque[int] = deque(maxlen=_ACKS)
+        self._acks: deque[bytes] = deque(maxlen=_ACKS)
         self._link = Link(endpoint, self.client, self, self._portal)
         self._notices = Notices()
         #: The first connecting, while it lasts; whoever wants the session waits for it.
@@ -194,8 +194,8 @@ class Session:
         self._resume(int(meta.get("high_water", 0)))
 
     def _resume(self, high_water: int) -> None:
-        for channel in self._acks:
-            self._link.send(wire.encode(FrameType.ACK, channel))
+        for ack in self._acks:
+            self._link.send(ack)
         for channel, exchange in self._exchanges.items():
             if channel > high_water:
                 self._link.send(exchange.frame())
@@ -302,7 +302,7 @@ class Session:
             return
         exchange.end()
         if exchange.acknowledges:
-            self.acknowledge(exchange.channel)
+            self.acknowledge(exchange.channel, keep=exchange.keeps_log)
         exchange.on_result(flags, meta, buffers)
 
     def _on_response(self, number: int, meta: dict[str, Any]) -> None:
@@ -345,6 +345,7 @@ class Session:
             exchange.on_error(ConnectionFailedError(f"this can't be sent: {e}", service=self.endpoint.service))
             return
         self._exchanges[exchange.channel] = exchange
+        exchange.identify()
         self._notices.on_start(exchange)
         if self._link.ready:
             self._link.send(frame)
@@ -390,10 +391,11 @@ class Session:
             exchange.granted += n
             self._link.send(wire.encode(FrameType.CREDIT, exchange.channel, {"n": n}))
 
-    def acknowledge(self, channel: int) -> None:
-        """The record of that call may go."""
-        self._acks.append(channel)
-        self._link.send_lazily(wire.encode(FrameType.ACK, channel))
+    def acknowledge(self, channel: int, *, keep: bool = False) -> None:
+        """The record of that call may go; `keep`: not its log, which wasn't shown as a whole."""
+        ack = wire.encode(FrameType.ACK, channel, {"keep": True} if keep else None)
+        self._acks.append(ack)
+        self._link.send_lazily(ack)
 
     async def load(
         self, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer], output: Sink | None = None

@@ -266,12 +266,14 @@ class Calls:
             }
         return {"type": "UnknownCallError", "message": f'service "{self._pod.params.name}" has not had this call'}
 
-    def acknowledge(self, session: Session, channel: int) -> None:
-        """A reader has everything."""
+    def acknowledge(self, session: Session, channel: int, keep: bool = False) -> None:
+        """A reader has everything; `keep` says that not all of the log was shown to people, who may ask for it yet."""
         sub = session.unsubscribe(channel)
         record = sub.record if sub is not None else self._pod.store.by_key.get((session.client.id, channel))
         if record is None:
             return
+        if keep:
+            self._pod.store.keep(record)
         own = record.client is session.client and record.seq == channel
         # Who has read the log only has not read the result.
         log_only = sub is not None and sub.log_only

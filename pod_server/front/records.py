@@ -102,6 +102,7 @@ class Record:
         "input",
         "items",
         "items_base",
+        "keep",
         "kind",
         "log",
         "meta",
@@ -156,7 +157,9 @@ class Record:
         self.result_file: str | None = None
         self.result_size = 0
         self.acked = False
-        #: The result is gone, the record is among the last that ended.
+        #: A reader was not shown all of the log: it stays for `KEEP` seconds although the result has been read.
+        self.keep = False
+        #: The result is gone; the record is among the last that ended, or will be.
         self.released = False
         self.subs: list[Subscription] = []
         #: Told of the end instead of a session: for calls that are the front's own.
@@ -317,10 +320,12 @@ class Subscription:
         """What ends the reading of a record whose result isn't there (any more), or wasn't asked for."""
         if self.log_only:
             return encode(FrameType.RESULT, self.channel, {"log_only": True, "state": self.record.state})
-        error = {
+        error: dict[str, Any] = {
             "type": "RecordExpiredError",
             "message": "the call has ended and its result has been read or has expired; only its log is kept",
         }
+        if self.record.state == State.CANCELLED:
+            error = {"type": "CallCancelledError", "reason": self.record.cancelled or "user"}
         return encode(FrameType.RESULT, self.channel, {"error": error}, (), F_ERROR)
 
 
@@ -430,11 +435,22 @@ class RecordStore:
         return path
 
     def release(self, record: Record) -> None:
-        """The result isn't needed any more: only the log is kept, among the last `RING`."""
+        """The result isn't needed any more: only the log stays, among the last `RING`, or for `KEEP` seconds before."""
         if record.released or record.ended is None:
             return
         record.released = True
         self._drop_result(record)
+        if not record.keep:
+            self._retire(record)
+
+    def keep(self, record: Record) -> None:
+        """Its log is to stay for `KEEP` seconds after its end, whatever else ends meanwhile."""
+        record.keep = True
+        if record in self._ring:
+            self._ring.remove(record)
+
+    def _retire(self, record: Record) -> None:
+        """From now on it is one of the last `RING`."""
         self._ring.append(record)
         if len(self._ring) > RING:
             self.forget(self._ring.popleft())
@@ -463,9 +479,13 @@ class RecordStore:
     def sweep(self, now: float) -> None:
         """Release what nobody has fetched for `KEEP` seconds."""
         for record in self:
-            if record.ended is None or record.released or now - record.ended < KEEP:
+            if record.ended is None or now - record.ended < KEEP:
                 continue
-            if record.spawn or record.client.session is None:
+            if record.keep:
+                record.keep = False
+                if record.released:
+                    self._retire(record)
+            if not record.released and (record.spawn or record.client.session is None):
                 self.release(record)
 
     @property

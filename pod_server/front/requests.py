@@ -104,7 +104,9 @@ class Requests:
         rows: list[dict[str, Any]] = []
         size = 0
         more = False
-        records = [r for r in self._pod.store if r.kind == "call"]
+        store, loads = self._pod.store, meta.get("loads") is True
+        # What the front loads by itself, after a death, logs to the service's own log.
+        records = [r for r in store if r.kind == "call" or (loads and r.log is not store.service_log)]
         # The running ones first, then the ended ones, each newest first.
         records.sort(key=lambda r: (r.ended is None, r.number), reverse=True)
         for record in records[skip if isinstance(skip, int) and skip > 0 else 0 :]:
@@ -122,7 +124,7 @@ class Requests:
             state = "cancelling"  # its client has the answer, its thread has not noticed yet
         return {
             "id": record.public_id(self._pod.params.name),
-            "f": record.f or self._pod.function_name,
+            "f": "(loading)" if record.kind == "load" else record.f or self._pod.function_name,
             "state": state,
             "started": record.started or record.created,
             "ended": record.ended,
@@ -146,10 +148,12 @@ class Requests:
         answer({"events": rows, "more": more})
 
     def _service_log(self, meta: dict[str, Any], answer: Answer) -> None:
-        """The end of what was written outside of any call, as text."""
+        """The end of what was written outside of any call, as text; of what came after an ``end`` of before."""
         log = self._pod.store.service_log
         texts = []
-        offset = log.last(_ROOM)  # not all of it: that may take seconds
+        after = meta.get("after")
+        # Not all of it: that may take seconds.
+        offset = max(log.last(_ROOM), after if isinstance(after, int) else 0)
         decoder = LogDecoder()
         while True:
             start, data, _ = log.read(offset, 1 << 20)

@@ -231,7 +231,7 @@ class Session:
         if kind is FrameType.CALL or kind is FrameType.LOAD:
             pod.calls.start(self, frame)
         elif kind is FrameType.ACK:
-            pod.calls.acknowledge(self, frame.channel)
+            pod.calls.acknowledge(self, frame.channel, frame.meta.get("keep") is True)
         elif kind is FrameType.PING:
             self.send(encode(FrameType.PONG, 0, frame.meta))
         elif kind is FrameType.PONG:

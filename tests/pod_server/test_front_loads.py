@@ -642,11 +642,16 @@ def test_service_log_and_late_lines() -> None:
         text = b"".join(d for _, d in LogDecoder().feed(client.logs[client.seq]))
         assert text == b"line 0\nline 1\na thread's last line\n"
         assert (await client.request("service_log"))["text"] == "for everybody ä\n"
+        end = (await client.request("service_log"))["end"]
+        assert (await client.request("service_log", after=end)) == {"text": "", "end": end}
         # A death's reload logs there too.
         zygote.on_load = lambda w, f: (w.log(f.channel, b"loading again\n"), w.loaded(f))
         await worker.die(9)
         await client.until(lambda: named(client, "worker-ready"))
         assert "loading again" in (await client.request("service_log"))["text"]
+        rows = (await client.request("calls", loads=True))["calls"]
+        assert [row["f"] for row in rows].count("(loading)") == 1, "that of the deploy, not that of the death"
+        assert len((await client.request("calls"))["calls"]) == len(rows) - 1
 
     play(scenario)
 

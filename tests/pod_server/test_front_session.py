@@ -13,7 +13,18 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from pod_server.wire import F_BULK, PROTOCOL, FrameType, LogDecoder, LogKind, encode, new_client_id, parse_call_id
+from pod_server.front.records import RING
+from pod_server.wire import (
+    F_BULK,
+    PROTOCOL,
+    FrameType,
+    LogDecoder,
+    LogKind,
+    call_id,
+    encode,
+    new_client_id,
+    parse_call_id,
+)
 
 from .podtools import Client, Front, Zygote, played, until_async
 
@@ -158,6 +169,25 @@ def test_acknowledged_and_unknown_calls() -> None:
         assert (await client.error(501))["type"] == "UnknownCallError"
         await client.send(FrameType.RESUME, 502, {"id": "nonsense"})
         assert (await client.error(502))["type"] == "UnknownCallError"
+
+    play(scenario)
+
+
+def test_an_acknowledgement_that_keeps_the_log() -> None:
+    async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
+        seq = await client.call("lines", b"1000")
+        await client.result(seq)
+        await client.send(FrameType.ACK, seq, {"keep": True})
+        for _ in range(RING + 1):
+            await client.value(await client.call("echo", b"x"))
+        rows = (await client.request("calls"))["calls"]
+        assert len(rows) == RING + 1
+        id = call_id("svc", client.id, seq)
+        del client.logs[seq]
+        reader = client.seq = client.seq + 1
+        await client.send(FrameType.RESUME, reader, {"id": id, "log": 0, "log_only": True})
+        assert (await client.result(reader)).meta["state"] == "done"
+        assert text(client.logs[reader]) == LINES[1000]
 
     play(scenario)
 

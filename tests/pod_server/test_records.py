@@ -280,6 +280,42 @@ def test_released_records_keep_their_log_for_a_while(store: RecordStore, client:
     assert len(list(store)) == RING
 
 
+def test_a_log_that_was_not_shown_whole_outlives_the_ring(store: RecordStore, client: Client) -> None:
+    record = store.add(client, 1)
+    store.append_log(record, ENTRY, True)
+    store.end(record, RESULT, State.DONE)
+    store.release(record)
+    store.keep(record)  # also when somebody else has read the result before
+    assert store.memory == (len(ENTRY), 0), "the result goes at once"
+    for seq in range(2, RING + 3):
+        other = store.add(client, seq)
+        store.end(other, RESULT, State.DONE)
+        store.release(other)
+    assert [f.type.name for f in pull(subscribe(record, log_only=True))] == ["LOG", "RESULT"]
+    assert store.by_key[client.id, 1] is record
+    store.sweep(time.time() + 3500)
+    assert record.keep
+    # After an hour it is one of the last, and goes as they do.
+    store.sweep(time.time() + 3700)
+    store.sweep(time.time() + 3700)
+    assert len(list(store)) == RING
+    for seq in range(RING + 3, 2 * RING + 3):
+        other = store.add(client, seq)
+        store.end(other, RESULT, State.DONE)
+        store.release(other)
+    assert store.by_key.get((client.id, 1)) is None
+    assert store.memory == (0, 0)
+
+
+def test_a_cancelled_call_stays_one(store: RecordStore, client: Client) -> None:
+    record = store.add(client, 1)
+    record.cancelled = "user"
+    store.end(record, RESULT, State.CANCELLED)
+    store.release(record)
+    [frame] = pull(subscribe(record))
+    assert frame.meta["error"] == {"type": "CallCancelledError", "reason": "user"}
+
+
 def test_acknowledged_before_the_end(store: RecordStore, client: Client) -> None:
     record = store.add(client, 1)
     record.acked = True

@@ -1,0 +1,193 @@
+"""``kt.logs``: what calls and services have printed, as text, whoever called and whatever a cell has shown of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Literal, overload
+
+from pod_server.wire import parse_call_id
+
+from .calls import Call, LogPieces, find_row, follow_log, read_log
+from .errors import CallCancelledError, PodLostError, RecordExpiredError, UnknownCallError
+from .module import Module
+from .service import Service, find_service
+from .transport.listing import all_calls
+from .transport.portal import get_portal
+from .transport.session import Session
+
+__all__ = ["logs"]
+
+#: Of a service's last calls so many are read at most, and so many bytes of all of them together.
+_CALLS, _BYTES = 50, 1 << 20
+#: How often a service is asked for new calls while it is followed, in seconds.
+_POLL = 0.5
+
+
+@overload
+def logs(target: str | Call[Any] | Module | Service, follow: Literal[False] = False) -> str: ...
+@overload
+def logs(target: str | Call[Any] | Module | Service, follow: Literal[True]) -> LogPieces: ...
+@overload
+def logs(target: str | Call[Any] | Module | Service, follow: bool) -> str | LogPieces: ...
+def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> str | LogPieces:
+    """What a call, or a service, has printed: all that its pod keeps, also what no cell has shown.
+
+    Parameters
+    ----------
+    target
+        A call's id (as `calls` lists them), or a `Call`: its whole output from the start, standard output and error in
+        the order in which they came. A service's name, or a handle: what was written outside of any call (by threads of
+        its own, by C code), then the output of loading it and of its last calls, each under a line with its id, 1 MiB
+        at most.
+    follow
+        Give an iterator of pieces instead, that goes on with what comes: until the call has ended, or the service.
+        Stop ends it, and nothing else.
+
+    Raises
+    ------
+    ServiceNotFoundError
+        When there is no such service, or it has ended.
+    UnknownCallError
+        When the service never had that call.
+    RecordExpiredError
+        When its pod no longer keeps the call: it ended more than an hour ago, or others took its place.
+
+    Examples
+    --------
+    >>> print(kt.logs("train-model/01JD0000000000000800000003"))    # doctest: +SKIP
+    >>> for piece in kt.logs(train, follow=True):                   # doctest: +SKIP
+    ...     print(piece, end="")
+    """
+    __tracebackhide__ = True
+    if isinstance(target, Call):
+        return target.logs(True) if follow else target.logs()
+    if isinstance(target, Module):
+        target = target.service
+    if isinstance(target, Service):
+        name, namespace = target.name, target.namespace
+    elif isinstance(target, str):
+        if "/" in target:
+            return _of_call(target, follow)
+        name, namespace = target, None
+    else:
+        raise TypeError(f"kt.logs takes a call's id, a Call, a service's name or a handle, not {type(target).__name__}")
+    # Not by the handle, which would deploy again what has ended.
+    service: Service = get_portal().run(find_service(name, namespace))
+    return LogPieces(partial(_follow_service, service)) if follow else get_portal().run(_read_service(service))
+
+
+def _of_call(id: str, follow: bool) -> str | LogPieces:
+    __tracebackhide__ = True
+    try:
+        name, _, _ = parse_call_id(id)
+    except ValueError as e:
+        raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=id) from None
+    service: Service = get_portal().run(find_service(name))
+
+    async def read() -> str:
+        session = await service.session()
+        return await read_log(session, id, await find_row(session, id))
+
+    async def read_on(add: Callable[[str], None]) -> None:
+        await follow_log(await service.session(), id, add)
+
+    return LogPieces(read_on) if follow else get_portal().run(read())
+
+
+# -- services ----------------------------------------------------------------------------------------------------------
+
+
+def _heading(row: dict[str, Any]) -> str:
+    return f"==> {row['id']} {row['f']}, {row['state']} <==\n"
+
+
+def _last(rows: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """The last calls, in the order in which they began, each with how many bytes of its end there is room for."""
+    chosen: list[tuple[dict[str, Any], int]] = []
+    room = _BYTES
+    for row in sorted(rows, key=_start, reverse=True)[:_CALLS]:
+        if room <= 0:
+            break
+        chosen.append((row, room))
+        room -= int(row["log"])
+    return chosen[::-1]
+
+
+def _start(row: dict[str, Any]) -> tuple[float, str]:
+    return row.get("started") or 0.0, row["id"]
+
+
+def _left_out(row: dict[str, Any], room: int) -> str:
+    left = int(row["log"]) - room
+    return f'[kubetorch: about {left:,} bytes before this are left out: kt.logs("{row["id"]}")]\n' if left > 0 else ""
+
+
+async def _read_service(service: Service) -> str:
+    session = await service.session()
+    texts = [str((await session.request("service_log"))["text"])]
+    for row, room in _last(row for row in await all_calls(session, loads=True) if row["log"]):
+        try:
+            text = await read_log(session, row["id"], row, room)
+        except (RecordExpiredError, UnknownCallError):
+            continue  # it has made room for another one in this moment
+        texts += _ended(texts[-1]), _heading(row), _left_out(row, room), text
+    return "".join(texts)
+
+
+def _ended(text: str) -> str:
+    """What ends the last line of a text."""
+    return "" if not text or text.endswith("\n") else "\n"
+
+
+class _Merged:
+    """The texts of several logs as one, each under its heading whenever another one has been writing."""
+
+    def __init__(self, add: Callable[[str], None]) -> None:
+        self._add = add
+        self._last: str | None = None
+        self._end = ""
+
+    def add(self, source: str, heading: str, text: str) -> None:
+        if source != self._last:
+            self._add(_ended(self._end) + heading)
+            self._last = source
+        self._add(text)
+        self._end = text[-1:]
+
+
+async def _follow_service(service: Service, add: Callable[[str], None]) -> None:
+    session = await service.session()
+    merged = _Merged(add)
+    end = 0
+    known: set[str] = set()
+    try:
+        async with asyncio.TaskGroup() as group:
+            while True:
+                answer = await session.request("service_log", after=end)
+                if answer["text"]:
+                    merged.add("", f"==> {service.name} <==\n" if known else "", answer["text"])
+                end = answer["end"]
+                fresh = [row for row in await all_calls(session, loads=True) if row["id"] not in known]
+                wanted = [row for row in fresh if row["log"] or not row["ended"]]
+                # At first the last calls only; of those that come later, everything.
+                for row, room in [(row, _BYTES) for row in sorted(wanted, key=_start)] if known else _last(wanted):
+                    group.create_task(_follow_call(session, row, room, merged))
+                known.update(row["id"] for row in fresh)
+                await asyncio.sleep(_POLL)
+    except ExceptionGroup as e:
+        _, others = e.split((PodLostError, CallCancelledError))
+        if others is not None:
+            raise others.exceptions[0] from None
+        # Else the service has ended, and with it its log.
+
+
+async def _follow_call(session: Session, row: dict[str, Any], room: int, merged: _Merged) -> None:
+    def add(text: str) -> None:
+        merged.add(row["id"], _heading(row), text)
+
+    try:
+        await follow_log(session, row["id"], add, max(0, int(row["log"]) - room))
+    except (RecordExpiredError, UnknownCallError) as e:
+        add(f"[kubetorch: {e}]\n")
