@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         WorkerMembershipChanged,
     )
     from .image import Image
+    from .notebook.panel import panel
     from .overview import attach, calls, services, teardown
     from .preview import preview
     from .secret import Secret, secret
@@ -119,6 +120,7 @@ __all__ = [
     "images",
     "install_as_kubetorch",
     "load_ipython_extension",
+    "panel",
     "preview",
     "secret",
     "services",
@@ -144,6 +146,7 @@ _HOME = {
     "config": "config",
     "fn": "callables",
     "install_as_kubetorch": "compat",
+    "panel": "notebook.panel",
     "preview": "preview",
     "secret": "secret",
     "services": "overview",
