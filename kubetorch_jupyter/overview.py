@@ -115,9 +115,9 @@ def services(namespace: str | None = None, usage: bool = False) -> Table:
     """
     backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
 
-    async def collect() -> list[ServiceInfo]:
+    async def collect() -> Sequence[ServiceInfo]:
         found = await backend.list()
-        return list(await asyncio.gather(*map(_with_status, found))) if usage else found
+        return await asyncio.gather(*map(_with_status, found)) if usage else found
 
     found = sorted(get_portal().run(collect()), key=lambda s: s.created)
     columns: dict[str, Callable[[ServiceInfo], str]] = {

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nbformat
 import psutil
@@ -210,13 +210,15 @@ class Kernel:
         self._wake_in, self._wake_out = socket.socketpair()
         self._thread: threading.Thread | None = None
         self._session: Session | None = None
+        self._log: IO[bytes] | None = None
 
     # -- life
 
     def start(self) -> Kernel:
         """Start it and wait until it executes."""
-        with (self._private / "kernel.log").open("ab") as log:
-            self.manager.start_kernel(cwd=str(self.cwd), env=self.env, stdout=log, stderr=log)
+        # Kept open: a restart starts the next process with the same.
+        self._log = (self._private / "kernel.log").open("ab")
+        self.manager.start_kernel(cwd=str(self.cwd), env=self.env, stdout=self._log, stderr=self._log)
         # A session (and so an identity) of our own; the key is the kernel's.
         self._session = Session(key=self.manager.session.key, signature_scheme=self.manager.session.signature_scheme)
         sockets = {
@@ -271,6 +273,8 @@ class Kernel:
         self._wake_in.close()
         self._wake_out.close()
         self._context.destroy(linger=0)
+        if self._log is not None:
+            self._log.close()
         shutil.rmtree(self._private, ignore_errors=True)
 
     def assert_nothing_left(self, timeout: float = 3) -> None:

@@ -74,8 +74,9 @@ def test_a_service_in_the_panel(kernel: Kernel) -> None:
     cell = kernel.begin("time.sleep(1)\nprint('slept')")
     widgets.click(root, "Cancel")
     cell.wait().ok()
-    widgets.wait_text(root, "cancelled")
-    assert kernel.run("print(call.status)").stdout.strip() == "cancelled"
+    widgets.wait_no_text(root, "Cancel\n")
+    ended = kernel.run("while call.status in ('running', 'cancelling'): time.sleep(0.01)\nprint(call.status)")
+    assert ended.stdout.strip() == "cancelled"
 
     pid = kernel.run("print(remote.service.status()['worker'])").stdout
     widgets.click(root, "Restart…")
