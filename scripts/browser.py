@@ -211,6 +211,16 @@ class Notebook:
         """What a cell shows below its code."""
         return self.cell(number).locator(".jp-Cell-outputWrapper").inner_text()
 
+    def execute(self, code: str) -> None:
+        """Run code in the kernel that is in no cell, and wait for its end."""
+        reply = self.page.evaluate(
+            f"async code => (await {self._CURRENT}.sessionContext.session.kernel"
+            ".requestExecute({code, store_history: false}).done).content",
+            code,
+        )
+        if reply["status"] != "ok":
+            raise AssertionError(f"{code!r} failed: {reply}")
+
     def command(self, name: str) -> None:
         """What a menu's entry does."""
         self.page.evaluate("name => { void jupyterapp.commands.execute(name); }", name)

@@ -105,7 +105,8 @@ class Services:
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
-        self._labels = _box([_html("Service"), _html(service_labels())], "kt-row", "kt-service", "kt-labels")
+        self._titles = _html()
+        self._labels = _box([_html("Service"), self._titles], "kt-row", "kt-service", "kt-labels")
         self._rows = _Rows("kt-service")
         self._empty = _html(EMPTY, "kt-message", "kt-none")
         self.box = w.VBox([self._labels, self._rows.box, self._empty])
@@ -115,9 +116,11 @@ class Services:
         show(self._labels, bool(services))
         show(self._empty, not services)
         self._rows.update([row.key for row in services], lambda key: self._make(key[0]))
+        gpus = any(row.gpus for row in services)
+        self._titles.value = service_labels(gpus)
         for row in services:
             widget = self._rows[row.key]
-            widget.children[1].value = service_cells(row)
+            widget.children[1].value = service_cells(row, gpus)
             _choose(widget, row.name == selected)
 
     def _make(self, name: str) -> Sequence[Any]:

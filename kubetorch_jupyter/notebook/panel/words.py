@@ -66,18 +66,20 @@ def _state(state: str, tip: str = "") -> str:
     return f"<span{title}>{dot}{html.escape(state)}</span>"
 
 
-def _cells(cells: Iterable[str]) -> str:
-    return f"<div>{''.join(cells)}</div>"
+def _cells(cells: Iterable[str], look: str = "") -> str:
+    return f'<div class="{look}">{"".join(cells)}</div>'
 
 
-def service_labels() -> str:
+def service_labels(gpus: bool) -> str:
     """What the columns of `service_cells` are called."""
     numbers = ("Calls", "Age", "CPU", "Memory")
-    return _cells([span("Where"), span("State"), *(span(n, "kt-n") for n in numbers), span("GPU")])
+    labels = [span("Where"), span("State"), *(span(n, "kt-n") for n in numbers)]
+    return _cells([*labels, span("GPU")], "kt-gpus") if gpus else _cells(labels)
 
 
-def service_cells(row: ServiceRow) -> str:
-    """One service, but for its name."""
+def service_cells(row: ServiceRow, gpus: bool) -> str:
+    """One service, but for its name; the last column is left out where no service has a GPU."""
+    used = "; ".join(row.gpus)
     return _cells(
         [
             span(row.where + (", detached" if row.detached else "")),
@@ -86,8 +88,9 @@ def service_cells(row: ServiceRow) -> str:
             span(age(time.time() - row.created), "kt-n"),
             span("–" if row.cpu is None else f"{100 * row.cpu:.0f} %", "kt-n"),
             span("–" if row.memory is None else size(row.memory), "kt-n"),
-            span("; ".join(row.gpus) or "–", "", "; ".join(row.gpus)),
-        ]
+            *([span(used or "–", "", used)] if gpus else ()),
+        ],
+        "kt-gpus" if gpus else "",
     )
 
 
