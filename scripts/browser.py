@@ -192,6 +192,13 @@ class Notebook:
             timeout=timeout * 1000,
         )
 
+    def is_running(self, number: int) -> bool:
+        """Whether a cell runs."""
+        state: str = self.page.evaluate(
+            f"number => {self._CURRENT}.content.widgets[number].model.executionState", number
+        )
+        return state == "running"
+
     def run(self, number: int, timeout: float = 60) -> None:
         """Run a cell to its end; an error in it is the caller's."""
         self.start(number)
