@@ -158,6 +158,21 @@ def test_deploying_from_the_panel(newest_kernel: Kernel) -> None:
     assert kernel.run("print(callable(broken), [s.name for s in kt.services()])").stdout.strip() == (
         "True ['train', 'model']"
     )
+
+    # Namespaces of cells are services too: one that a variable holds, and one that only %%kt knows.
+    kernel.run("space = kt.Cells('space').to(kt.Compute())")
+    kernel.run("%%kt -n aside\nx = 1")
+    for name in ("space", "aside"):
+        widgets.wait_text(root, name)
+        widgets.click(root, name)
+        widgets.wait_text(root, "Tear down…")
+        widgets.click(root, "Tear down…")
+        widgets.wait_text(root, f'Tear down "{name}"?')
+        widgets.click(root, "Yes, tear down")
+        widgets.wait_text(root, f'"{name}" was torn down')
+    assert kernel.run("print(space)").stdout.strip() == "<kubetorch Cells space: not deployed>"
+    again = kernel.run("%%kt -n aside\nprint('x' in globals())")
+    assert again.stdout.splitlines()[-1] == "False"
     assert_quiet(kernel, called)
     assert not [m for m in kernel.orphans if m.type == "error" or "Traceback" in str(m.content)]
 

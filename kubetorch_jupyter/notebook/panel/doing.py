@@ -156,24 +156,30 @@ def deploy(order: Order, namespace: MutableMapping[str, Any]) -> str:
     return f'"{service.name}" is ready, and {order.name} in the notebook is its handle'
 
 
-def _services(name: str, namespace: Mapping[str, Any]) -> list[Any]:
+def _held(name: str, namespace: Mapping[str, Any]) -> list[Any]:
     """The notebook's own handles of that service: they must know when it is torn down, or they would bring it back."""
-    found = []
+    found: list[Any] = []
     for value in dict(namespace).values():
-        if isinstance(value, (kt.Fn, kt.Cls)):
+        if isinstance(value, kt.Cells):
+            if value.name == name and value.deployed:
+                found.append(value)
+        elif isinstance(value, (kt.Fn, kt.Cls)):
             try:
                 service = value.service
             except kt.NotDeployedError:
                 continue
-            if service.name == name and not service.torn_down and service not in found:
+            if service.name == name and not service.torn_down:
                 found.append(service)
     return found
 
 
 def tear_down(name: str, namespace: Mapping[str, Any]) -> str:
     """End a service; what happened, in a line."""
-    for service in _services(name, namespace) or [kt.Module.from_name(name).service]:
-        service.teardown()
+    held = {id(each): each for each in _held(name, namespace)}
+    for each in held.values():
+        each.teardown()
+    if not held:
+        kt.teardown(name)
     return f'"{name}" was torn down'
 
 

@@ -242,6 +242,7 @@ class DeployForm:
         self.concurrency = w.BoundedIntText(description="Concurrency", min=1, max=10_000, value=64)
         self.detach = w.Checkbox(description="Detach: live on after this kernel", indent=False)
         self.arguments = w.Text(description="init_args", placeholder='{"size": 3}')
+        self.arguments.add_class("kt-wide")
         fields = (self.what, self.cpus, self.memory, self.gpus, self.concurrency, self.detach, self.arguments)
         for widget in fields:
             widget.observe(lambda _: tell("form"), names=["value"])
