@@ -106,13 +106,17 @@ def test_cancel_by_id(worker: kt.Cls) -> None:
 
 
 def test_measuring_processes() -> None:
-    process = subprocess.Popen(["sleep", "60"])
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
     try:
+        process.stdin.write(b"up\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"up\n"  # so that it has all the memory that it will have
         alone, both = measure([process.pid]), measure([process.pid, process.pid])
         assert both["memory"] == 2 * alone["memory"] > 0
     finally:
-        process.kill()
-        process.wait()
+        process.communicate()
     assert measure([process.pid])["memory"] == 0
     assert cpu_seconds(process.pid) == 0
     assert cpu_seconds(os.getpid()) > 0.1

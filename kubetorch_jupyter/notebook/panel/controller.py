@@ -116,7 +116,7 @@ class Panel:
         self._deploying = False
         self._form_open = False
         self._said_until = 0.0
-        self._views: int | None = None
+        self._bad_looks = 0
         self._unseen_since: float | None = None
         _open.add(self)
         self._tell("begin")
@@ -229,13 +229,13 @@ class Panel:
     def _on_looked(self, look: Look | None, error: str | None) -> None:
         self._looking = False
         changed = look != self._look
-        if look is None:
-            self._say(error or "", error=True)
-        else:
-            if look.problem:
-                self._say(look.problem, error=True)
-            if look.services or not look.problem:
-                self._look = look
+        problem = error or (look.problem if look is not None else "")
+        # What ends between two questions is no problem; what is still so at the next look is.
+        self._bad_looks = self._bad_looks + 1 if problem else 0
+        if self._bad_looks > 1:
+            self._say(problem, error=True)
+        if look is not None and (look.services or not look.problem):
+            self._look = look
         if self._selected is not None and all(s.name != self._selected for s in self._look.services):
             self._selected = self._asked = None
         active = any(call.active for call in self._look.calls)
@@ -253,7 +253,6 @@ class Panel:
         self._soon()
 
     def _on_views(self, count: int | None) -> None:
-        self._views = count
         self._unseen_since = time.monotonic() if count is not None and count <= 0 else None
         self._soon()
 

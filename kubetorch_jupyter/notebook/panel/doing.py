@@ -115,19 +115,24 @@ def _service_name(target: Any, name: str) -> str | None:
 def can_deploy(namespace: Mapping[str, Any]) -> list[str]:
     """The names of a notebook's own functions and classes, the newest first, and then of its handles."""
     found = [
-        (isinstance(value, (kt.Fn, kt.Cls)), name)
+        (_is_a(value, kt.Fn, kt.Cls), name)
         for name, value in reversed(dict(namespace).items())  # a copy, since cells may run meanwhile
         if not name.startswith("_") and _is_deployable(value)
     ]
     return [name for _, name in sorted(found, key=lambda each: each[0])]
 
 
+def _is_a(value: Any, *kinds: type) -> bool:
+    """`isinstance` that runs no code of the value's: a proxy's ``__class__`` may raise."""
+    return issubclass(type(value), kinds)
+
+
 def _is_deployable(value: Any) -> bool:
-    if isinstance(value, kt.Fn):
+    if _is_a(value, kt.Fn):
         return hasattr(value, "__wrapped__")  # without its code it can't be sent again
-    if isinstance(value, kt.Cls):
+    if _is_a(value, kt.Cls):
         return True
-    return isinstance(value, (FunctionType, type)) and getattr(value, "__module__", None) == "__main__"
+    return _is_a(value, FunctionType, type) and getattr(value, "__module__", None) == "__main__"
 
 
 def deploy(order: Order, namespace: MutableMapping[str, Any]) -> str:
@@ -160,10 +165,10 @@ def _held(name: str, namespace: Mapping[str, Any]) -> list[Any]:
     """The notebook's own handles of that service: they must know when it is torn down, or they would bring it back."""
     found: list[Any] = []
     for value in dict(namespace).values():
-        if isinstance(value, kt.Cells):
+        if _is_a(value, kt.Cells):
             if value.name == name and value.deployed:
                 found.append(value)
-        elif isinstance(value, (kt.Fn, kt.Cls)):
+        elif _is_a(value, kt.Fn, kt.Cls):
             try:
                 service = value.service
             except kt.NotDeployedError:

@@ -12,6 +12,8 @@ from typing import Any
 
 import kubetorch_jupyter as kt
 
+from .doing import one_line
+
 __all__ = ["ACTIVE", "SERVICE_LOG", "CallRow", "Look", "Looker", "ServiceRow"]
 
 #: The states of calls that can be cancelled.
@@ -126,7 +128,7 @@ class Looker:
         try:
             services = tuple(self._row(info) for info in kt.services(usage=True))
         except (kt.KubetorchError, OSError) as e:
-            return Look(problem=str(e))
+            return Look(problem=one_line(e))
         lives = {row.key for row in services}
         self._cpu = {key: value for key, value in self._cpu.items() if key in lives}
         self._handles = {key: value for key, value in self._handles.items() if key in lives}
@@ -136,7 +138,7 @@ class Looker:
         try:
             return self._closer(services, row, log_of)
         except (kt.KubetorchError, OSError) as e:  # it may have ended between the two questions
-            return Look(services, row.name, problem=str(e))
+            return Look(services, row.name, problem=one_line(e))
 
     def _closer(self, services: tuple[ServiceRow, ...], row: ServiceRow, log_of: str | None) -> Look:
         found = list(kt.calls(service=row.name))
