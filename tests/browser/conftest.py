@@ -1,4 +1,4 @@
-"""One server and one browser for all tests in here; a notebook of its own for each."""
+"""One server and one browser for a module; a notebook of its own for each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _skip(reason: str) -> None:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A Jupyter server; skips where there is none, or no browser, except in CI."""
     for name in ("playwright", "jupyterlab", "notebook"):
@@ -48,8 +48,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(server: Server) -> Iterator[Browser]:
+    """A browser, for a module only: while Playwright has one, an event loop passes for running in this thread."""
     from playwright.sync_api import sync_playwright
 
     from scripts.browser import BROWSER_ARGS, find_browser
