@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nbformat
 import psutil
@@ -190,6 +190,8 @@ class Kernel:
         The kernel's own ``KT_RUNTIME_DIR``.
     orphans
         What it published without a parent that is a cell.
+    comms
+        Every comm message that it published, in order, whatever its parent: ``(type, content)``.
     """
 
     def __init__(self, python: Path, cwd: Path, env: dict[str, str] | None = None) -> None:
@@ -210,6 +212,7 @@ class Kernel:
         self._context = zmq.Context()
         self.manager = _manager(python, self._private, self._context)
         self.orphans: list[Message] = []
+        self.comms: list[tuple[str, dict[str, Any]]] = []
         self._cells: dict[str, Cell] = {}
         self._infos: dict[str, set[str]] = {}
         self._lock = threading.Condition()
@@ -217,12 +220,15 @@ class Kernel:
         self._wake_in, self._wake_out = socket.socketpair()
         self._thread: threading.Thread | None = None
         self._session: Session | None = None
+        self._log: IO[bytes] | None = None
 
     # -- life
 
     def start(self) -> Kernel:
         """Start it and wait until it executes."""
-        self.manager.start_kernel(cwd=str(self.cwd), env=self.env)
+        # Kept open: a restart starts the next process with the same.
+        self._log = (self._private / "kernel.log").open("ab")
+        self.manager.start_kernel(cwd=str(self.cwd), env=self.env, stdout=self._log, stderr=self._log)
         # A session (and so an identity) of our own; the key is the kernel's.
         self._session = Session(key=self.manager.session.key, signature_scheme=self.manager.session.signature_scheme)
         sockets = {
@@ -239,6 +245,12 @@ class Kernel:
         pid = self.manager.provisioner.pid if self.manager.provisioner else None
         assert pid is not None, "the kernel is not running"
         return int(pid)
+
+    @property
+    def log(self) -> str:
+        """What its process wrote to its own stdout and stderr: warnings, and exceptions that belong to no cell."""
+        path = self._private / "kernel.log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def interrupt(self) -> None:
         """What the Stop button does: SIGINT to the kernel's process group."""
@@ -271,6 +283,8 @@ class Kernel:
         self._wake_in.close()
         self._wake_out.close()
         self._context.destroy(linger=0)
+        if self._log is not None:
+            self._log.close()
         shutil.rmtree(self._private, ignore_errors=True)
 
     def assert_nothing_left(self, timeout: float = 3) -> None:
@@ -336,9 +350,14 @@ class Kernel:
         self._send("shell", self._session.msg("comm_open", {"comm_id": id, "target_name": target, "data": {}}))
 
     def send_comm(self, id: str, data: dict[str, Any]) -> None:
-        """Send to a comm."""
-        assert self._session is not None
+        """Send to a comm, as a front end does when somebody presses a button."""
+        assert self._session is not None, "the kernel has not been started"
         self._send("shell", self._session.msg("comm_msg", {"comm_id": id, "data": data}))
+
+    def wait_for_comms(self, count: int, timeout: float) -> None:
+        """Wait until more than that many comm messages have come, or the time is over."""
+        with self._lock:
+            self._lock.wait_for(lambda: len(self.comms) > count, timeout)
 
     # -- inside
 
@@ -400,6 +419,10 @@ class Kernel:
         if channel == "shell":
             if cell is not None:
                 cell._answer(message.content)
+        elif message.type.startswith("comm_"):
+            with self._lock:
+                self.comms.append((message.type, message.content))
+                self._lock.notify_all()
         elif cell is not None:
             cell._add(message)
         elif message.type not in ("status", "iopub_welcome"):

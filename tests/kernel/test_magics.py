@@ -260,7 +260,7 @@ def test_commands(make_newest_kernel: KernelFactory) -> None:
     report = kernel.run("%kt doctor").displays[-1]
     assert "✗" not in report["text/plain"], report["text/plain"]
     assert "a function was deployed in" in report["text/html"]
-    assert "stream_logs=True" in kernel.run("%kt config").displays[-1]["text/plain"]
+    assert re.search(r"stream_logs +True", kernel.run("%kt config").displays[-1]["text/plain"])
     assert kernel.run("%kt config stream_logs false").stdout == "stream_logs = False\n"
     assert "usage: %kt down" in kernel.run("%kt down --help").stdout
     assert "%%kt --fresh" in kernel.run("%kt help").stdout
