@@ -284,7 +284,9 @@ def test_what_lives_is_said_after_a_restart(make_newest_kernel: KernelFactory, t
     assert re.search(r"of this notebook still live cells-my-study-\w{6}, work ", loaded.stdout), loaded
     assert re.search(r"the next %%kt cell goes on in cells-my-study-\w{6}; kt.fn\(name", loaded.stdout), loaded
     assert f"running calls: {id}" in loaded.stdout
-    assert kernel.run("%%kt\nx").displays[-1]["text/plain"] == "5"
+    again = kernel.run("%%kt\nx")
+    assert again.displays[-1]["text/plain"] == "5"
+    assert "is live, and its variables are there" in again.stdout
     kernel.begin(f"%kt attach {id}").wait_text("working")
     kernel.run("%kt cancel --all")
     kernel.run("%kt down --all")
