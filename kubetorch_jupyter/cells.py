@@ -132,7 +132,8 @@ class Cells:
         """
         __tracebackhide__ = True
         handle = cls(Namespace, name=self._name)
-        if compute is None and self._lives():
+        lives = self._lives()
+        if lives and compute is None:
             shown = handle.stream_logs if stream_logs is None else stream_logs
             handle.to(stream_logs=False, get_if_exists=True)  # what it was deployed with differs, and doesn't matter
             handle.stream_logs = shown
