@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     )
     from .image import Image
     from .logs import logs
+    from .notebook.panel import panel
     from .overview import attach, calls, services, teardown
     from .preview import preview
     from .secret import Secret, secret
@@ -121,6 +122,7 @@ __all__ = [
     "install_as_kubetorch",
     "load_ipython_extension",
     "logs",
+    "panel",
     "preview",
     "secret",
     "services",
@@ -147,6 +149,7 @@ _HOME = {
     "fn": "callables",
     "install_as_kubetorch": "compat",
     "logs": "logs",
+    "panel": "notebook.panel",
     "preview": "preview",
     "secret": "secret",
     "services": "overview",

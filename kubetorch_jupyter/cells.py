@@ -131,22 +131,29 @@ class Cells:
             When no pod can be had.
         """
         __tracebackhide__ = True
-        self._refuse_others()
         handle = cls(Namespace, name=self._name)
-        self._handle = handle.to(compute, stream_logs=stream_logs, get_if_exists=compute is None)
-        self._compute = compute
+        if compute is None and self._lives():
+            shown = handle.stream_logs if stream_logs is None else stream_logs
+            handle.to(stream_logs=False, get_if_exists=True)  # what it was deployed with differs, and doesn't matter
+            handle.stream_logs = shown
+            if shown:
+                print(f'kubetorch: "{self._name}" is live, and its variables are there')
+        else:
+            handle.to(compute, stream_logs=stream_logs)
+        self._handle, self._compute = handle, compute
         return self
 
-    def _refuse_others(self) -> None:
-        """A deploy would replace the code of a live service of that name."""
+    def _lives(self) -> bool:
+        """Whether there is a live namespace of this name; a deploy would replace the code of another service."""
         try:
             live = Module.from_name(self._name).service
         except ServiceNotFoundError:
-            return
+            return False
         if live.label != _LABEL:
             raise ConfigError(
                 f'"{self._name}" is the service of {live.label}, and no namespace for cells: give another name'
             )
+        return True
 
     def restart(self) -> None:
         """Begin with an empty namespace, in a fresh process; what runs there ends."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -14,6 +15,7 @@ from .backends import get_backend
 from .backends.base import ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
+from .error_base import describe_size
 from .errors import KubetorchError, ServiceNotFoundError, UnknownCallError
 from .identity import describe_client
 from .markup import table
@@ -69,8 +71,41 @@ def _whose(owner: Any) -> str:
     return f"{owner.get('user') or ''} {owner.get('notebook') or owner.get('pid', '')}".strip()
 
 
-def services(namespace: str | None = None) -> Table:
+#: Seconds that a pod may take to say how it is.
+_PATIENCE = 2.0
+
+
+async def _with_status(info: ServiceInfo) -> ServiceInfo:
+    if info.endpoint is None:
+        return info
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            session = await get_session(info.endpoint)
+            return replace(info, status=await session.request("status", usage=True))
+    except (KubetorchError, OSError):  # it may end at this moment, or be deployed anew; TimeoutError is an OSError
+        return info
+
+
+def _said(info: ServiceInfo, key: str) -> str:
+    value = info.status.get(key) if info.status is not None else None
+    return "" if value is None else str(value)
+
+
+def _memory(info: ServiceInfo) -> str:
+    value = info.status.get("memory") if info.status is not None else None
+    return "" if value is None else describe_size(value)
+
+
+def services(namespace: str | None = None, usage: bool = False) -> Table:
     """The services that are up, oldest first, as `ServiceInfo` s in a list that shows itself as a table.
+
+    Parameters
+    ----------
+    namespace
+        Kubernetes namespace to look in.
+    usage
+        Ask each pod as well: what it says is in ``status`` (as `Service.status` gives it), and the table shows the
+        calls in flight and the memory. A pod that doesn't answer within 2 s has None there.
 
     Examples
     --------
@@ -79,11 +114,17 @@ def services(namespace: str | None = None) -> Table:
     train-model  local  running  2.0m ada first.ipynb  cpus=1
     """
     backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
-    found = sorted(get_portal().run(backend.list()), key=lambda s: s.created)
+
+    async def collect() -> Sequence[ServiceInfo]:
+        found = await backend.list()
+        return await asyncio.gather(*map(_with_status, found)) if usage else found
+
+    found = sorted(get_portal().run(collect()), key=lambda s: s.created)
     columns: dict[str, Callable[[ServiceInfo], str]] = {
         "NAME": lambda s: s.name,
         "WHERE": lambda s: s.backend + (f"/{s.namespace}" if s.namespace else ""),
         "STATE": lambda s: s.state + (", detached" if s.detached else ""),
+        **({"CALLS": lambda s: _said(s, "calls"), "MEMORY": lambda s: _memory(s)} if usage else {}),
         "AGE": lambda s: _age(s.created),
         "WHOSE": lambda s: _whose(s.owner),
         "ASKS FOR": lambda s: " ".join(f"{k}={v}" for k, v in s.resources.items() if v is not None),

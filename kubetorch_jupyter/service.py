@@ -108,7 +108,8 @@ class Service:
 
     def _looks(self) -> tuple[str, str, str]:
         where = "torn down" if self.torn_down or self.endpoint is None else f"{self.backend.name}, {self.endpoint.url}"
-        return "kubetorch service", self.name, f"{where}; has calls events logs restart status teardown curl"
+        management = "calls cancel events logs restart status tail teardown curl"
+        return "kubetorch service", self.name, f"{where}; has {management}"
 
     # -- what calls need ---------------------------------------------------------------------------------------------
 
@@ -182,9 +183,43 @@ class Service:
         """What was written outside of any call: while loading, by threads that no call started, by C code."""
         return str(self._ask(lambda: self._request("service_log"))["text"])
 
+    def tail(self, id: str | None = None, last: int = 16_384) -> str:
+        """The end of the log of a call, or of what was written outside of any call; cheap however long it is.
+
+        Parameters
+        ----------
+        id
+            The call's id; None for the service's own log.
+        last
+            How many bytes of it, as far as a frame (64 KiB) has room.
+
+        Raises
+        ------
+        UnknownCallError, RecordExpiredError
+            When the pod has no such call, or has forgotten it.
+        """
+        if id is None:
+            return str(self._ask(lambda: self._request("service_log", last=last))["text"])
+        return str(self._ask(lambda: self._request("call_log", id=id, last=last))["text"])
+
+    def cancel(self, id: str) -> bool:
+        """Ask the pod to cancel a call, whoever made it; False if it had ended already.
+
+        Raises
+        ------
+        UnknownCallError, RecordExpiredError
+            As `tail`.
+        """
+        return bool(self._ask(lambda: self._request("cancel", id=id))["cancelled"])
+
     def status(self) -> dict[str, Any]:
-        """The pod's own word on itself: ``state``, ``worker`` (pid), ``calls`` (in flight), ``code``."""
-        return self._ask(lambda: self._request("status"))
+        """The pod's own word on itself: ``state``, ``worker`` (pid), ``calls`` (in flight), ``code``.
+
+        ``memory`` in bytes and ``cpu`` in seconds (counted since the worker began) are those of the worker and its
+        children, at the time ``at`` of the pod's clock; ``gpus`` has ``index``, ``use`` in per cent, ``memory`` and
+        ``memory_total`` of each. What isn't known is None.
+        """
+        return self._ask(lambda: self._request("status", usage=True))
 
     def restart(self) -> None:
         """Replace the worker process; calls in flight end with ``WorkerDiedError(cause="restart")``, state is lost."""

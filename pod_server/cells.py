@@ -80,11 +80,18 @@ class Namespace:
         from .worker.shell import Shell
 
         self._thread = CellThread()
+        variables = vars(sys.modules["__main__"])
+        for name in [name for name in variables if not name.startswith("__")]:
+            del variables[name]  # those of a namespace that this one takes the place of
         # So that pickle, dataclasses and multiprocessing find in __main__ what cells have defined, as in a notebook.
-        self._variables: dict[str, Any] = vars(sys.modules["__main__"])
+        self._variables: dict[str, Any] = variables
         self._flags = 0
         shell = Shell(self._variables, self._run_now)
         builtins.get_ipython = lambda: shell  # type: ignore[attr-defined]
+
+    def __del__(self) -> None:
+        if (thread := self.__dict__.get("_thread")) is not None:
+            thread.close()
 
     async def run(self, source: str, name: str, text: str, timed: bool = False) -> None:
         """Run a cell; the value of its last expression is displayed.

@@ -16,8 +16,11 @@ PACKAGES = ("kubetorch_jupyter", "pod_server")
 def problems(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    sources = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")} | {
-        f"{package}/py.typed" for package in PACKAGES
+    sources = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for pattern in ("*.py", "*.css", "py.typed")
+        for path in (ROOT / package).rglob(pattern)
     }
     found = [f"missing: {name}" for name in sorted(sources - names)]
     for name in sorted(names):

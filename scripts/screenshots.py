@@ -1,6 +1,7 @@
-"""Make the pictures in docs/images: a notebook in a real JupyterLab, taken in Chromium while its call runs.
+"""Make the pictures in docs/images: notebooks in a real JupyterLab, taken in Chromium while their calls run.
 
     make screenshots
+    python scripts/screenshots.py panel    # some of them, by their names
 
 Needs the ``browser`` extra, and a Chromium or Chrome of the machine's. All is local: the server listens on loopback,
 with a token of its own, and its files are in a temporary folder.
@@ -9,36 +10,19 @@ with a token of its own, and its files are in a temporary folder.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import secrets
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from playwright.sync_api import FloatRect, Page, sync_playwright
+from browser import BROWSER_ARGS, Notebook, Server, find_browser, running_server
+from playwright.sync_api import FloatRect, Locator, Page, sync_playwright
 
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
-#: Nothing here is downloaded, by the browser either.
-BROWSER_ARGS = (
-    *(["--no-sandbox"] if os.geteuid() == 0 else []),  # root has to do without
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 LIMIT = 200_000  # bytes of a picture
 
-FIRST_CALL = (
-    "%load_ext kubetorch_jupyter",
-    """\
+TRAIN = """\
 def train(epochs):
     import time
     loss = 1.0
@@ -48,9 +32,67 @@ def train(epochs):
         print(f"epoch {epoch}: loss {loss:.3f}")
     return {"loss": round(loss, 3)}
 
-remote = kt.fn(train).to(kt.Compute(cpus="1"))""",
-    "remote(epochs=2)",
-    "await remote(epochs=6, async_=True)",
+remote = kt.fn(train).to(kt.Compute(cpus="1"))"""
+FIRST_CALL = ("%load_ext kubetorch_jupyter", TRAIN, "remote(epochs=2)", "await remote(epochs=6, async_=True)")
+ERROR = (
+    "%load_ext kubetorch_jupyter",
+    """\
+def load(path):
+    with open(path) as file:
+        return file.read()
+
+def count_words(path):
+    return len(load(path).split())
+
+remote = kt.fn(count_words).to(kt.Compute(cpus="1"))""",
+    """\
+try:
+    remote("nonesuch.txt")
+except FileNotFoundError as error:
+    print("caught", error.filename)""",
+    'remote("nonesuch.txt")',
+)
+FIGURE = (
+    "%load_ext kubetorch_jupyter",
+    """\
+def learn(epochs):
+    import matplotlib.pyplot as plt
+    import numpy as np
+    steps = np.linspace(0, epochs, 200)
+    plt.figure(figsize=(6, 2.2))
+    plt.plot(steps, np.exp(-steps / 4), label="training")
+    plt.plot(steps, np.exp(-steps / 4) + 0.02 * steps, label="validation")
+    plt.legend()
+
+remote = kt.fn(learn).to(kt.Compute(cpus="1"))""",
+    "remote(epochs=12)",
+)
+PANEL = (
+    """\
+%load_ext kubetorch_jupyter
+
+def predict(rows): return [0] * rows
+
+class Tokenizer:
+    def encode(self, text): return text.split()
+
+def train(epochs):
+    import time
+    loss = 1.0
+    for epoch in range(epochs):
+        time.sleep(0.15)
+        sum(i * i for i in range(500_000))
+        loss *= 0.93
+        print(f"epoch {epoch:3}  loss {loss:.4f}  accuracy {1 - loss / 2:.3f}")
+    return loss
+
+trainer = kt.fn(train).to(kt.Compute(cpus="1", memory="2Gi"), stream_logs=False)
+tokenizer = kt.cls(Tokenizer).to(kt.Compute(cpus="500m"), stream_logs=False)
+served = kt.fn(predict).to(kt.Compute(cpus="1", detach=True), stream_logs=False)
+first = trainer.spawn(3); first.result()
+failed = trainer.spawn("3")
+running = trainer.spawn(1000)""",
+    "kt.panel()",
 )
 #: Not in the picture: the buttons of the active cell, its frame, the bar beside it, and the faintness of prompts.
 STYLE = """
@@ -61,147 +103,116 @@ STYLE = """
 """
 
 
-def find_browser() -> str:
-    """The browser's path; ends with one line where there is none."""
-    for name in BROWSERS:
-        if path := shutil.which(name):
-            return path
-    sys.exit("screenshots: no Chromium or Chrome on this machine (Debian and Ubuntu: apt-get install chromium)")
+def open_notebook(page: Page, server: Server, name: str, cells: Sequence[str]) -> Notebook:
+    notebook = Notebook(page, server, "lab", f"{name}.ipynb", cells)
+    page.add_style_tag(content=STYLE)
+    return notebook
 
 
-def write_notebook(path: Path, cells: tuple[str, ...]) -> None:
-    rows: list[dict[str, object]] = [
-        {"cell_type": "code", "id": f"cell-{i}", "source": c, "metadata": {}, "outputs": [], "execution_count": None}
-        for i, c in enumerate(cells)
-    ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = {"cells": rows, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    path.write_text(json.dumps(notebook))
+def picture(notebook: Notebook, first: Locator, last: Locator, path: Path) -> None:
+    """What is between the tops of two places."""
+    begin, end = first.bounding_box(), last.bounding_box()
+    if begin is None or end is None:
+        sys.exit("screenshots: the cells can't be seen")
+    top, bottom = begin["y"] - 4, end["y"] + end["height"] + 4
+    clip = FloatRect(x=begin["x"], y=top, width=begin["width"], height=bottom - top)
+    notebook.page.screenshot(path=path, clip=clip)
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
-
-
-@contextlib.contextmanager
-def jupyterlab(folder: Path) -> Iterator[tuple[str, str]]:
-    """A server on loopback, with everything that it keeps in ``folder``; gives its address and its token."""
-    token, port = secrets.token_hex(16), _free_port()
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "JPY_", "KT_"))}
-    env |= {
-        **{f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")},
-        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
-        "IPYTHONDIR": str(folder / "ipython"),
-        "KT_RUNTIME_DIR": str(folder / "kt"),
-        # Not on the command line, which everybody on this machine can read.
-        "JUPYTER_TOKEN": token,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}",
-    }
-    command = [
-        *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root"),
-        *(f"--ServerApp.root_dir={folder / 'notebooks'}", "--ServerApp.port_retries=0", "--expose-app-in-browser"),
-        *("--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"),
-    ]
-    log = folder / "server.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(server, f"{url}/api?token={token}", log)
-        yield url, token
-    finally:
-        server.terminate()  # it ends its kernels, and they their pods
-        server.wait(30)
-
-
-def _wait_for(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            if server.poll() is not None or time.monotonic() > deadline:
-                sys.exit(f"screenshots: JupyterLab did not start\n{log.read_text(errors='replace')[-4000:]}")
-            time.sleep(0.1)
-
-
-class Notebook:
-    """A notebook in the browser."""
-
-    def __init__(self, page: Page, url: str, token: str, name: str) -> None:
-        self.page = page
-        page.goto(f"{url}/lab/tree/{name}?reset&token={token}")
-        page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")
-        page.wait_for_function("window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel")
-        page.evaluate("jupyterapp.commands.execute('application:set-mode', {mode: 'single-document'})")
-        page.evaluate("jupyterapp.shell.collapseLeft()")
-        page.wait_for_function("jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
-        page.add_style_tag(content=STYLE)
-
-    def cell(self, number: int) -> str:
-        return f".jp-NotebookPanel .jp-Cell >> nth={number}"
-
-    def start(self, number: int) -> None:
-        """Run a cell, without waiting."""
-        self.page.evaluate(
-            "number => { const notebook = jupyterapp.shell.currentWidget.content;"
-            " notebook.deselectAll(); notebook.activeCellIndex = number;"
-            " jupyterapp.commands.execute('notebook:run-cell'); }",
-            number,
-        )
-
-    def run(self, number: int) -> None:
-        """Run a cell to its end."""
-        self.start(number)
-        self.page.wait_for_selector(f"{self.cell(number)} >> .jp-InputPrompt >> text=/\\[\\d+\\]/", timeout=60_000)
-        if self.page.query_selector(f"{self.cell(number)} >> [data-mime-type='application/vnd.jupyter.stderr']"):
-            sys.exit(f"screenshots: cell {number} failed:\n{self.page.inner_text(self.cell(number))}")
-
-    def picture(self, last: int, path: Path) -> None:
-        """The notebook from its first cell to the end of the cell ``last``."""
-        first, end = (self.page.locator(self.cell(i)).bounding_box() for i in (0, last))
-        if first is None or end is None:
-            sys.exit("screenshots: the cells can't be seen")
-        top, bottom = first["y"] - 4, end["y"] + end["height"] + 4
-        clip = FloatRect(x=first["x"], y=top, width=first["width"], height=bottom - top)
-        self.page.screenshot(path=path, clip=clip)
-
-
-def first_call(page: Page, url: str, token: str, path: Path) -> None:
+def first_call(page: Page, server: Server) -> None:
     """A deploy, a call with its result, and another one while it runs."""
-    notebook = Notebook(page, url, token, "first-call.ipynb")
+    notebook = open_notebook(page, server, "first-call", FIRST_CALL)
     for number in (0, 1, 2):
         notebook.run(number)
     notebook.start(3)
-    page.wait_for_selector(f"{notebook.cell(3)} >> text=epoch 2")
-    notebook.picture(3, path)
+    notebook.cell(3).locator("text=epoch 2").wait_for()
+    picture(notebook, notebook.cell(0), notebook.cell(3), IMAGES / "first-call.png")
+    notebook.close()
 
 
-def main() -> int:
+def error(page: Page, server: Server) -> None:
+    """An exception of a pod, caught by its class and then shown."""
+    notebook = open_notebook(page, server, "error", ERROR)
+    for number in (0, 1, 2):
+        notebook.run(number)
+    notebook.start(3)
+    notebook.wait_run(3)
+    picture(notebook, notebook.cell(1), notebook.cell(3), IMAGES / "error.png")
+    notebook.close()
+
+
+def figure(page: Page, server: Server) -> None:
+    """A figure that a pod has drawn."""
+    notebook = open_notebook(page, server, "figure", FIGURE)
+    for number in (0, 1, 2):
+        notebook.run(number)
+    picture(notebook, notebook.cell(1), notebook.cell(2), IMAGES / "figure.png")
+    notebook.close()
+
+
+def panel(page: Page, server: Server) -> None:
+    """The panel with a call that runs, light and dark; and its form."""
+    page.set_viewport_size({"width": 900, "height": 1300})
+    for theme in ("Light", "Dark"):
+        server.use_theme(f"JupyterLab {theme}")
+        notebook = open_notebook(page, server, f"panel-{theme.lower()}", PANEL)
+        notebook.run(0)
+        notebook.run(1)
+        shown = notebook.cell(1).locator(".kt-panel")
+        shown.get_by_role("button", name="train", exact=True).click()
+        shown.locator(".kt-log", has_text="epoch  20").wait_for()
+        page.mouse.move(2, 2)
+        picture(notebook, notebook.cell(1), notebook.cell(1), IMAGES / f"panel-{theme.lower()}.png")
+        shown.get_by_role("button", name="Hide").click()
+        shown.get_by_role("button", name="Deploy…").click()
+        shown.get_by_label("CPUs").fill("2")
+        shown.get_by_label("Memory").fill("4Gi")
+        shown.locator("code", has_text="4Gi").wait_for()
+        shown.get_by_text("Kubetorch services").click()
+        picture(notebook, notebook.cell(1), notebook.cell(1), IMAGES / f"panel-deploy-{theme.lower()}.png")
+        for service in ("predict", "tokenizer", "train"):
+            notebook.execute(f"kt.teardown({service!r})")
+        notebook.close()
+    server.use_theme("JupyterLab Light")
+
+
+PICTURES: dict[str, Callable[[Page, Server], None]] = {
+    "first-call": first_call,
+    "error": error,
+    "figure": figure,
+    "panel": panel,
+}
+
+
+def main(names: Sequence[str]) -> int:
     browser_path = find_browser()
+    if browser_path is None:
+        sys.exit("screenshots: no Chromium or Chrome on this machine (Debian and Ubuntu: apt-get install chromium)")
+    if unknown := [name for name in names if name not in PICTURES]:
+        sys.exit(f"screenshots: there is no picture {unknown[0]!r}; there are: {', '.join(PICTURES)}")
     IMAGES.mkdir(parents=True, exist_ok=True)
+    os.environ["LOGNAME"] = "ada"  # whose services they are, in the pictures
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kt-shots-")))
-        (folder / "notebooks").mkdir()
-        write_notebook(folder / "notebooks" / "first-call.ipynb", FIRST_CALL)
-        url, token = stack.enter_context(jupyterlab(folder))
+        server = stack.enter_context(
+            running_server(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="kt-shots-"))))
+        )
         playwright = stack.enter_context(sync_playwright())
         browser = playwright.chromium.launch(executable_path=browser_path, args=BROWSER_ARGS)
         stack.callback(browser.close)
-        page = browser.new_page(viewport={"width": 800, "height": 900}, device_scale_factor=2)
-        path = IMAGES / "first-call.png"
-        first_call(page, url, token, path)
-    size = path.stat().st_size
-    print(f"{path.relative_to(IMAGES.parent.parent)}: {size / 1000:.0f} kB")
-    if size > LIMIT:
-        print(f"screenshots: that is more than {LIMIT / 1000:.0f} kB", file=sys.stderr)
-        return 1
-    return 0
+        for name in names or PICTURES:
+            scale = 1.5 if name in ("error", "figure") else 2  # so that it isn't too large
+            page = browser.new_page(viewport={"width": 800, "height": 900}, device_scale_factor=scale)
+            PICTURES[name](page, server)
+            page.close()
+    status = 0
+    for path in sorted(IMAGES.glob("*.png")):
+        size = path.stat().st_size
+        print(f"{path.relative_to(IMAGES.parent.parent)}: {size / 1000:.0f} kB")
+        if size > LIMIT:
+            print(f"screenshots: that is more than {LIMIT / 1000:.0f} kB", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

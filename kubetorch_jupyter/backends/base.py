@@ -53,7 +53,8 @@ class ServiceInfo:
     """A service that exists, as a backend sees it without asking the pod.
 
     ``state`` is ``"starting"``, ``"running"``, ``"pending"`` or ``"failed"``; ``created`` is unix time in seconds;
-    ``resources`` is what it asks for (``cpus``, ``memory``, ``gpus``) as given.
+    ``resources`` is what it asks for (``cpus``, ``memory``, ``gpus``) as given. ``status`` is what its pod says of
+    itself, where it was asked (``kt.services(usage=True)``) and has answered.
     """
 
     name: str
@@ -66,6 +67,7 @@ class ServiceInfo:
     namespace: str | None = None
     detached: bool = False
     ttl: float | None = None
+    status: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

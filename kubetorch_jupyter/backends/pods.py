@@ -65,6 +65,7 @@ def front_params(record: Record, spec: ServiceSpec) -> dict[str, Any]:
         "concurrency": spec.compute.concurrency,
         "bulk_dir": record.also[0] if record.also else str(record.dir / "payloads"),
         "incarnation": record.incarnation,
+        "devices": record.service["devices"],
     }
 
 

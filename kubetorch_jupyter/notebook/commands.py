@@ -82,7 +82,7 @@ class Commands:
     def attach(self, words: Sequence[str]) -> Any:
         """Get a call again, with its output from the start; it becomes the variable _call."""
         parser = _parser("attach", self.attach)
-        parser.add_argument("id", metavar="ID", help="as %kt calls lists it")
+        parser.add_argument("id", metavar="ID", help="as %%kt calls lists it")
         parser.add_argument("name", nargs="?", default="_call", metavar="NAME", help="another variable")
         parser.add_argument("--wait", action="store_true", help="wait for its end, and show its result")
         given = parse(parser, words)
@@ -146,7 +146,7 @@ class Commands:
         """End services and remove everything that belongs to them."""
         parser = _parser("down", self.down)
         parser.add_argument("names", nargs="*", metavar="NAME")
-        parser.add_argument("--all", action="store_true", help="all that %kt services lists")
+        parser.add_argument("--all", action="store_true", help="all that %%kt services lists")
         given = parse(parser, words)
         if given is None:
             return

@@ -85,7 +85,11 @@ def _say_what_lives() -> None:
     names = {info.name for info in services}
     running = [row["id"] for row in kt.calls() if row["service"] in names and row["id"] and not row.get("ended")]
     text = f"kubetorch: of this notebook still live {', '.join(sorted(names))}"
-    text += " (kt.fn(name=...), kt.cls(name=...) or deploying again gives the handle)"
+    own = kt.Cells().name
+    ways = [f"the next %%kt cell goes on in {own}"] if own in names else []
+    if names != {own}:
+        ways.append("kt.fn(name=...), kt.cls(name=...) or deploying again gives the handle")
+    text += f" ({'; '.join(ways)})"
     if running:
         text += f"; running calls: {', '.join(running)} (%kt attach ID)"
     print(text)

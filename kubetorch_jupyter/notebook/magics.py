@@ -172,6 +172,9 @@ class KT(Magics):
         except NameError as e:
             _hint(e, self.shell.user_ns)
             raise
+        except kt.CallTimeoutError as e:
+            e.add_note("for a %%kt cell: --timeout SECONDS")
+            raise
         took = time.perf_counter() - began
         self.commands.fetch_into(cells, fetch, "-o")
         if given.local:

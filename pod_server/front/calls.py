@@ -236,7 +236,7 @@ class Calls:
             key = id, seq if service == self._pod.params.name else 0
         record = store.by_key.get(key)
         if record is None:
-            session.send(on_channel(failure(self._missing(key)), channel))
+            session.send(on_channel(failure(self.missing(key)), channel))
             return
         session.unsubscribe(channel)
         # Nobody has had more than there was: what it says beyond that would pass for read, and asked for.
@@ -256,7 +256,8 @@ class Calls:
         session.subscribe(sub)
         self._credited(sub)
 
-    def _missing(self, key: tuple[str, int]) -> dict[str, Any]:
+    def missing(self, key: tuple[str, int]) -> dict[str, Any]:
+        """Why there is no record of that client and number, an ``error`` object."""
         client = self.clients.get(key[0])
         if client is not None and 0 < key[1] <= client.high_water:
             return {

@@ -177,8 +177,9 @@ class Log:
 
     def last(self, size: int) -> int:
         """An offset at which an entry begins, with at least the last `size` bytes behind it, or all that there are."""
-        if self.end - self._tail >= size and self._cuts and self._cuts[0] == self._tail:
-            return self._tail
+        for cut in reversed(self._cuts):
+            if self.end - cut >= size:
+                return cut
         return next((s.start for s in reversed(self._files) if s.cut and self.end - s.start >= size), self.base)
 
     def trim(self, limit: int) -> None:

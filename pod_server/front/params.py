@@ -45,6 +45,8 @@ class FrontParams:
         is one, else in ``dir``. ``<dir>/bulk`` always leads there.
     incarnation
         The name of this life of the pod.
+    devices
+        Its GPUs, as ``CUDA_VISIBLE_DEVICES`` names them, so that their use can be said.
     log_budget, log_budget_call
         Bytes of logs that are kept for the whole service and for one call.
     ready_fd
@@ -75,6 +77,7 @@ class FrontParams:
     concurrency: int | None = None
     bulk_dir: str | None = None
     incarnation: str = field(default_factory=new_incarnation)
+    devices: Sequence[str] = ()
     log_budget: int = 1 << 30
     log_budget_call: int = 64 << 20
     ready_fd: int | None = None

@@ -24,6 +24,7 @@ from .params import FrontParams
 from .records import Client, RecordStore
 from .requests import Requests
 from .supervisor import Supervisor
+from .usage import Usage
 
 if TYPE_CHECKING:
     from .session import Session
@@ -66,6 +67,7 @@ class Pod:
         self.calls = Calls(self)
         self.requests = Requests(self)
         self.memory = MemoryWatch(self.supervisor)
+        self.usage = Usage(self.supervisor.fleet, params.devices)
         self._cloudpickle = _version("cloudpickle")
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.AbstractServer | None = None

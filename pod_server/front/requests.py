@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ..wire import F_ERROR, MAX_FRAME, FrameType, LogDecoder, LogKind, WireError, encode
+from ..wire import F_ERROR, MAX_FRAME, FrameType, LogDecoder, LogKind, WireError, encode, parse_call_id
+from .logs import Log
 from .records import Record
 
 if TYPE_CHECKING:
@@ -35,7 +36,9 @@ class Requests:
         self._pod = pod
         self._ops: dict[str, Callable[[dict[str, Any], Answer], None]] = {
             "adopt": self._adopt,
+            "call_log": self._call_log,
             "calls": self._calls,
+            "cancel": self._cancel,
             "events": self._events,
             "restart": self._restart,
             "service_log": self._service_log,
@@ -97,7 +100,11 @@ class Requests:
         status = self.status()
         error = status.pop("error")
         # "error" at the top would say that the request failed.
-        answer({**status, "reason": (error or {}).get("message")})
+        status["reason"] = (error or {}).get("message")
+        if meta.get("usage") is True:
+            self._pod.usage.ask(lambda usage: answer({**status, **usage}))
+        else:
+            answer(status)
 
     def _calls(self, meta: dict[str, Any], answer: Answer) -> None:
         skip = meta.get("skip")
@@ -150,27 +157,30 @@ class Requests:
     def _service_log(self, meta: dict[str, Any], answer: Answer) -> None:
         """The end of what was written outside of any call, as text; of what came after an ``end`` of before."""
         log = self._pod.store.service_log
-        texts = []
         after = meta.get("after")
-        # Not all of it: that may take seconds.
-        offset = max(log.last(_ROOM), after if isinstance(after, int) else 0)
-        decoder = LogDecoder()
-        while True:
-            start, data, _ = log.read(offset, 1 << 20)
-            if not data:
-                break
-            offset = start + len(data)
-            try:
-                entries = decoder.feed(data)
-            except WireError:
-                texts.append("\n[a part of the log can't be read]\n")
-                break
-            texts += [d.decode(errors="replace") for kind, d in entries if kind is not LogKind.DISPLAY]
-            texts = ["".join(texts)[-_ROOM:]]
-        text = "".join(texts)
-        while len(json.dumps(text)) > _ROOM:
-            text = text[len(text) // 8 + 1 :]
-        answer({"text": text, "end": log.end})
+        answer({"text": _tail(log, _room(meta), after if isinstance(after, int) else 0), "end": log.end})
+
+    def _call_log(self, meta: dict[str, Any], answer: Answer) -> None:
+        """The end of what a call has written, as text; for who looks now and then."""
+        record = self._find(meta, answer)
+        if record is not None:
+            log = record.log
+            text, end = (_tail(log, _room(meta)), log.end) if log is not None else ("", 0)
+            answer({"text": text, "end": end})
+
+    def _find(self, meta: dict[str, Any], answer: Answer) -> Record | None:
+        """The call whose public id is asked for; None when the request has been answered with why there is none."""
+        try:
+            service, client, seq = parse_call_id(str(meta.get("id")))
+        except ValueError as e:
+            answer({"error": {"type": "UnknownCallError", "message": str(e)}})
+            return None
+        key = client, seq if service == self._pod.params.name else 0
+        record = self._pod.store.by_key.get(key)
+        if record is None or record.kind != "call":
+            answer({"error": self._pod.calls.missing(key)})
+            return None
+        return record
 
     # -- doing ---------------------------------------------------------------------------------------------------------
 
@@ -181,6 +191,13 @@ class Requests:
             answer({"error": {"type": "CallError", "message": f"process {pid} does not run on the pod's machine"}})
         else:
             answer({"owners": self._pod.life.owners})
+
+    def _cancel(self, meta: dict[str, Any], answer: Answer) -> None:
+        record = self._find(meta, answer)
+        if record is not None:
+            ended = record.ended is not None
+            self._pod.calls.cancel(record, "user")
+            answer({"cancelled": not ended})
 
     def _restart(self, meta: dict[str, Any], answer: Answer) -> None:
         def done(error: dict[str, Any] | None) -> None:
@@ -195,3 +212,32 @@ class Requests:
     def _touch(self, meta: dict[str, Any], answer: Answer) -> None:
         self._pod.life.touch()
         answer({"idle": 0})
+
+
+def _room(meta: dict[str, Any]) -> int:
+    """Bytes of a log that are asked for (``last``), as far as they fit a frame."""
+    last = meta.get("last")
+    return min(last, _ROOM) if type(last) is int and last > 0 else _ROOM
+
+
+def _tail(log: Log, room: int, after: int = 0) -> str:
+    """The last `room` bytes of a log, of those from an offset `after` on, as text that fits a frame."""
+    texts: list[bytes] = []
+    offset = max(log.last(room), after)  # not all of it: that may take seconds
+    decoder = LogDecoder()
+    while True:
+        start, data, _ = log.read(offset, 1 << 20)
+        if not data:
+            break
+        offset = start + len(data)
+        try:
+            entries = decoder.feed(data)
+        except WireError:
+            texts.append(b"\n[a part of the log can't be read]\n")
+            break
+        texts += [d for kind, d in entries if kind is not LogKind.DISPLAY]
+        texts = [b"".join(texts)[-room:]]
+    text = b"".join(texts).decode(errors="replace")
+    while len(json.dumps(text)) > _ROOM:
+        text = text[len(text) // 8 + 1 :]
+    return text

@@ -49,6 +49,7 @@ class CellThread:
         self.nap.acquire()
         #: The logs of the cells that have not ended; the last is that of the newest.
         self._logs: list[Log] = []
+        self._closed = False
         self._thread = threading.Thread(target=self._main, name="cells", daemon=True)
         contextvars.Context().run(self._thread.start)  # it belongs to no call
 
@@ -63,11 +64,18 @@ class CellThread:
         sleepers[threading.get_ident()] = self
         asyncio.set_event_loop(self.loop)
         self._patch_asyncio_run()
-        while True:
+        while not self._closed:
             try:
                 self.loop.run_forever()
             except (SystemExit, KeyboardInterrupt, Cancelled):
                 continue  # of a task that a cell has left running; the others go on
+        del sleepers[threading.get_ident()]
+        self.loop.close()
+
+    def close(self) -> None:
+        """End the thread when what runs there lets it; what cells have left running doesn't go on."""
+        self._closed = True
+        self.loop.call_soon_threadsafe(self.loop.stop)
 
     def _patch_asyncio_run(self) -> None:
         """Let ``asyncio.run`` work in cells, as it does in the notebook: on a fresh loop in a helper thread."""

@@ -2,6 +2,9 @@
 
 While asynchronous calls run, a thread looks at the main thread's stack several times a second. The same callback there
 for half a second means that no other call could go on meanwhile. Nothing is added to the loop itself.
+
+An ``import`` blocks as well, but once in a worker's life, and from a cold disk half a second is soon over: there it
+takes longer until something is said.
 """
 
 from __future__ import annotations
@@ -25,7 +28,9 @@ __all__ = ["Watchdog"]
 #: Seconds between two looks, and after how many seconds the call is told.
 _PERIOD = 0.125
 _BLOCKED = 0.5
+_IMPORTING = 2.0
 
+_IMPORT = "<frozen importlib._bootstrap>"
 _HANDLE_RUN: CodeType = asyncio.Handle._run.__code__
 _OURS = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _LIBRARIES = tuple({sysconfig.get_path(n) + os.sep for n in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -79,6 +84,7 @@ class Watchdog:
     def _watch(self) -> None:
         main = threading.main_thread().ident
         handle: Any = None
+        importing = False
         since = 0.0
         quiet = 0
         assert main is not None
@@ -94,12 +100,14 @@ class Watchdog:
                         return
             found, frame = _current(sys._current_frames().get(main))
             now = time.monotonic()
-            if found is None or found is not handle:
-                handle, since = found, now
-            elif now - since >= _BLOCKED and frame is not None:
+            outermost = _outermost_import(frame) if frame is not None else None
+            imports = outermost is not None
+            if found is None or found is not handle or imports is not importing:
+                handle, importing, since = found, imports, now
+            elif frame is not None and now - since >= (limit := _IMPORTING if imports else _BLOCKED):
                 since = float("inf")
-                self._tell(handle, frame)
-            del found, frame
+                self._tell(handle, outermost or frame, limit)
+            del found, frame, outermost
 
     def _park(self) -> bool:
         """Stop watching if no call runs; False when one does."""
@@ -109,7 +117,7 @@ class Watchdog:
             self._active = False
             return True
 
-    def _tell(self, handle: Any, frame: FrameType) -> None:
+    def _tell(self, handle: Any, frame: FrameType, seconds: float) -> None:
         context: contextvars.Context | None = getattr(handle, "_context", None)
         log = context.get(current_log) if context is not None else None
         if log is None or log in self._told:
@@ -118,11 +126,15 @@ class Watchdog:
         name, line = _user_line(frame)
         source = linecache.getline(name, line).strip()
         code = f" `{source}`" if source else ""
-        text = (
-            f"The event loop was blocked for {_BLOCKED:g} s at {name}:{line}{code}; no other async call could go on. "
-            "Await something there (for example `await asyncio.sleep(...)`, or `await asyncio.to_thread(...)` for work "
-            "that blocks), or make the function a `def`: those run in threads.\n"
-        )
+        if seconds == _IMPORTING:
+            cure = "Import it outside of the function, so that it is loaded when that is deployed"
+        else:
+            cure = (
+                "Await something there (for example `await asyncio.sleep(...)`, or `await asyncio.to_thread(...)` for "
+                "work that blocks), or make the function a `def`: those run in threads"
+            )
+        text = f"The event loop was blocked for {seconds:g} s at {name}:{line}{code}; no other async call could go on. "
+        text += f"{cure}.\n"
         log.write(LogKind.NOTICE, text.encode("utf-8", "backslashreplace"))
 
 
@@ -134,6 +146,17 @@ def _current(frame: FrameType | None) -> tuple[Any, FrameType | None]:
             return frame.f_locals.get("self"), innermost
         frame = frame.f_back
     return None, None
+
+
+def _outermost_import(frame: FrameType) -> FrameType | None:
+    """The frame of the import that takes the time; None when it is something else that does."""
+    found: FrameType | None = None
+    f: FrameType | None = frame
+    while f is not None and f.f_code is not _HANDLE_RUN:
+        if f.f_code.co_filename == _IMPORT:
+            found = f
+        f = f.f_back
+    return found
 
 
 def _user_line(frame: FrameType) -> tuple[str, int]:

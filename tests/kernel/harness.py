@@ -6,6 +6,7 @@ parent message, also after it ended. Times are those of `time.monotonic` at arri
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import queue
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nbformat
 import psutil
@@ -28,7 +29,16 @@ from jupyter_client.manager import KernelManager
 from jupyter_client.session import Session
 from nbclient import NotebookClient
 
-__all__ = ["Cell", "Kernel", "Message", "leftover_files", "leftover_processes", "run_notebook", "wait_until_gone"]
+__all__ = [
+    "Cell",
+    "Kernel",
+    "Message",
+    "execute_notebook",
+    "leftover_files",
+    "leftover_processes",
+    "run_notebook",
+    "wait_until_gone",
+]
 
 #: What a test environment must not hand on to a kernel: it would take it for one of its own.
 _HIDDEN = ("JPY_SESSION_NAME", "JPY_PARENT_PID", "PYTEST_CURRENT_TEST", "PYTHONPATH", "VIRTUAL_ENV", "MPLBACKEND")
@@ -180,6 +190,8 @@ class Kernel:
         The kernel's own ``KT_RUNTIME_DIR``.
     orphans
         What it published without a parent that is a cell.
+    comms
+        Every comm message that it published, in order, whatever its parent: ``(type, content)``.
     """
 
     def __init__(self, python: Path, cwd: Path, env: dict[str, str] | None = None) -> None:
@@ -200,6 +212,7 @@ class Kernel:
         self._context = zmq.Context()
         self.manager = _manager(python, self._private, self._context)
         self.orphans: list[Message] = []
+        self.comms: list[tuple[str, dict[str, Any]]] = []
         self._cells: dict[str, Cell] = {}
         self._infos: dict[str, set[str]] = {}
         self._lock = threading.Condition()
@@ -207,12 +220,15 @@ class Kernel:
         self._wake_in, self._wake_out = socket.socketpair()
         self._thread: threading.Thread | None = None
         self._session: Session | None = None
+        self._log: IO[bytes] | None = None
 
     # -- life
 
     def start(self) -> Kernel:
         """Start it and wait until it executes."""
-        self.manager.start_kernel(cwd=str(self.cwd), env=self.env)
+        # Kept open: a restart starts the next process with the same.
+        self._log = (self._private / "kernel.log").open("ab")
+        self.manager.start_kernel(cwd=str(self.cwd), env=self.env, stdout=self._log, stderr=self._log)
         # A session (and so an identity) of our own; the key is the kernel's.
         self._session = Session(key=self.manager.session.key, signature_scheme=self.manager.session.signature_scheme)
         sockets = {
@@ -229,6 +245,12 @@ class Kernel:
         pid = self.manager.provisioner.pid if self.manager.provisioner else None
         assert pid is not None, "the kernel is not running"
         return int(pid)
+
+    @property
+    def log(self) -> str:
+        """What its process wrote to its own stdout and stderr: warnings, and exceptions that belong to no cell."""
+        path = self._private / "kernel.log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def interrupt(self) -> None:
         """What the Stop button does: SIGINT to the kernel's process group."""
@@ -261,6 +283,8 @@ class Kernel:
         self._wake_in.close()
         self._wake_out.close()
         self._context.destroy(linger=0)
+        if self._log is not None:
+            self._log.close()
         shutil.rmtree(self._private, ignore_errors=True)
 
     def assert_nothing_left(self, timeout: float = 3) -> None:
@@ -326,9 +350,14 @@ class Kernel:
         self._send("shell", self._session.msg("comm_open", {"comm_id": id, "target_name": target, "data": {}}))
 
     def send_comm(self, id: str, data: dict[str, Any]) -> None:
-        """Send to a comm."""
-        assert self._session is not None
+        """Send to a comm, as a front end does when somebody presses a button."""
+        assert self._session is not None, "the kernel has not been started"
         self._send("shell", self._session.msg("comm_msg", {"comm_id": id, "data": data}))
+
+    def wait_for_comms(self, count: int, timeout: float) -> None:
+        """Wait until more than that many comm messages have come, or the time is over."""
+        with self._lock:
+            self._lock.wait_for(lambda: len(self.comms) > count, timeout)
 
     # -- inside
 
@@ -390,6 +419,10 @@ class Kernel:
         if channel == "shell":
             if cell is not None:
                 cell._answer(message.content)
+        elif message.type.startswith("comm_"):
+            with self._lock:
+                self.comms.append((message.type, message.content))
+                self._lock.notify_all()
         elif cell is not None:
             cell._add(message)
         elif message.type not in ("status", "iopub_welcome"):
@@ -402,9 +435,16 @@ def run_notebook(cells: Iterable[str], python: Path, kernel: Kernel, timeout: fl
     The kernel is asked for its directory, environment and runtime directory; gives the executed notebook.
     """
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code) for code in cells])
+    return execute_notebook(notebook, python, kernel, timeout)
+
+
+def execute_notebook(
+    notebook: nbformat.NotebookNode, python: Path, kernel: Kernel, timeout: float = 120
+) -> nbformat.NotebookNode:
+    """As `run_notebook`, of a whole notebook, in place; the tags of its cells count."""
     client = NotebookClient(notebook, km=_async_manager(python, kernel._private), timeout=timeout)
-    # A manager that nbclient was given it would leave running.
-    client.execute(cleanup_kc=True, cwd=str(kernel.cwd), env=kernel.env)
+    # A manager that nbclient was given it would leave running. On a loop that ends, for callers in threads.
+    asyncio.run(client.async_execute(cleanup_kc=True, cwd=str(kernel.cwd), env=kernel.env))
     return notebook
 
 
@@ -422,6 +462,8 @@ def _manager(python: Path, folder: Path, context: zmq.Context[Any]) -> KernelMan
         kernel_name="chosen",
         kernel_spec_manager=_spec_manager(python, folder),
         connection_file=str(folder / "connection.json"),
+        # Over TCP another process may take a port between its choice and the kernel's start.
+        transport="ipc",
     )
 
 
@@ -432,6 +474,7 @@ def _async_manager(python: Path, folder: Path) -> Any:
         kernel_name="chosen",
         kernel_spec_manager=_spec_manager(python, folder),
         connection_file=str(folder / "headless.json"),
+        transport="ipc",
     )
 
 

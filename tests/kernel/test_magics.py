@@ -260,7 +260,7 @@ def test_commands(make_newest_kernel: KernelFactory) -> None:
     report = kernel.run("%kt doctor").displays[-1]
     assert "✗" not in report["text/plain"], report["text/plain"]
     assert "a function was deployed in" in report["text/html"]
-    assert "stream_logs=True" in kernel.run("%kt config").displays[-1]["text/plain"]
+    assert re.search(r"stream_logs +True", kernel.run("%kt config").displays[-1]["text/plain"])
     assert kernel.run("%kt config stream_logs false").stdout == "stream_logs = False\n"
     assert "usage: %kt down" in kernel.run("%kt down --help").stdout
     assert "%%kt --fresh" in kernel.run("%kt help").stdout
@@ -282,8 +282,11 @@ def test_what_lives_is_said_after_a_restart(make_newest_kernel: KernelFactory, t
     loaded = kernel.run(LOAD)
     assert loaded.stdout.count("\n") == 1
     assert re.search(r"of this notebook still live cells-my-study-\w{6}, work ", loaded.stdout), loaded
+    assert re.search(r"the next %%kt cell goes on in cells-my-study-\w{6}; kt.fn\(name", loaded.stdout), loaded
     assert f"running calls: {id}" in loaded.stdout
-    assert kernel.run("%%kt\nx").displays[-1]["text/plain"] == "5"
+    again = kernel.run("%%kt\nx")
+    assert again.displays[-1]["text/plain"] == "5"
+    assert "is live, and its variables are there" in again.stdout
     kernel.begin(f"%kt attach {id}").wait_text("working")
     kernel.run("%kt cancel --all")
     kernel.run("%kt down --all")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -410,6 +412,23 @@ def test_blocked_loop_in_a_task_of_the_call(front: FakeFront) -> None:
     blocked = front.start()
     blocked.wait()
     assert sum(k is LogKind.NOTICE for k, _ in blocked.log) == 1
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(1.2, 0), (2.6, 1)])
+def test_import_in_a_call(front: FakeFront, tmp_path: Path, seconds: float, told: int) -> None:
+    """It is slow only once: that is said where it takes long, and with another cure."""
+    (tmp_path / f"slow_{told}.py").write_text(f"import time\ntime.sleep({seconds})\n")
+
+    async def imports(folder: str, name: str) -> None:
+        sys.path.insert(0, folder)
+        importlib.import_module(name)
+
+    front.deploy(imports)
+    record = front.start(str(tmp_path), f"slow_{told}")
+    record.wait()
+    notices = [d.decode() for k, d in record.log if k is LogKind.NOTICE]
+    assert len(notices) == told
+    assert all("importlib.import_module(name)" in text and "outside of the function" in text for text in notices)
 
 
 def test_busy_loop_is_not_blocked(front: FakeFront) -> None:

@@ -111,6 +111,17 @@ def test_future_imports_last(front: FakeFront) -> None:
         assert run(fresh, "def f(x: nowhere.known): pass\nprint(f.__annotations__)") == "{'x': 'nowhere.known'}\n"
 
 
+def test_a_namespace_takes_the_place_of_another() -> None:
+    threads = "import threading\nsorted(t.name for t in threading.enumerate() if t.name == 'cells')"
+    with FakeFront() as fresh:
+        fresh.deploy(Namespace)
+        run(fresh, "x = 1\nimport asyncio\nasync def f(): await asyncio.sleep(60)\nt = asyncio.ensure_future(f())")
+        fresh.deploy(Namespace)
+        assert fresh.call(["x"], _f="fetch") == {}
+        assert shown(fresh, threads) == ["['cells']"]
+        assert run(fresh, "asyncio = __import__('asyncio')\nprint(asyncio.run(asyncio.sleep(0, 'runs')))") == "runs\n"
+
+
 def test_errors_have_the_cells_lines(front: FakeFront) -> None:
     run(front, "def divide(a):\n    return a / 0  # here")
     record = begin(front, "\n\ndivide(1)")
