@@ -176,7 +176,9 @@ class Commands:
     def _handles(self) -> list[kt.Module]:
         """The deployed handles that variables hold."""
         values = list(self.shell.user_ns.values())
-        return [value for value in values if isinstance(value, kt.Module) and value.__dict__["_live"] is not None]
+        # By type(): a proxy may answer isinstance() with an exception.
+        held = [value for value in values if issubclass(type(value), kt.Module)]
+        return [handle for handle in held if handle.__dict__["_live"] is not None]
 
     def known_services(self) -> list[str]:
         """Names of services, for completion: those of this notebook, and of this machine as far as files say."""
