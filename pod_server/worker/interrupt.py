@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from queue import Empty, SimpleQueue
+from types import CodeType, FrameType
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import Cancelled
@@ -31,9 +32,10 @@ _PATIENCE = 0.3
 class _Lost:
     """A `Cancelled` of this call was raised where nothing could come of it."""
 
-    __slots__ = ("target",)
+    __slots__ = ("ident", "target")
 
     def __init__(self, target: Interruptible) -> None:
+        self.ident = threading.get_ident()
         self.target = target
 
 
@@ -51,6 +53,7 @@ class Interrupter:
         self._queue: SimpleQueue[Call | _Lost] = SimpleQueue()
         self._started = False
         self._starting = threading.Lock()
+        self._reporting: CodeType | None = None
 
     def cancel(self, call: Call) -> None:
         """Cancel a call whose ``reason`` says why; returns at once. Only the i/o thread calls this."""
@@ -76,12 +79,19 @@ class Interrupter:
             sleeper = sleepers.get(threading.get_ident())
             target = sleeper.call if sleeper is not None else None
             if issubclass(args.exc_type, Cancelled) and target is not None:
-                # By another thread: here, still in the finalizer, it would get lost again.
+                # By another thread, and when this one is out of here: it would get lost again.
                 self._put(_Lost(target))
             else:
                 report(args)
 
+        self._reporting = hook.__code__
         sys.unraisablehook = hook
+
+    def _send_again(self, lost: _Lost) -> None:
+        # It gets out of there in a moment; nothing would tell us without being itself a place to get lost in.
+        while _is_in(sys._current_frames().get(lost.ident), self._reporting):
+            time.sleep(0.001)
+        lost.target.raise_cancelled()
 
     def _run(self) -> None:
         waiting: collections.deque[tuple[float, Call]] = collections.deque()
@@ -95,7 +105,7 @@ class Interrupter:
                     self._dispatcher.abandon(late)
                 continue
             if isinstance(call, _Lost):
-                call.target.raise_cancelled()
+                self._send_again(call)
             elif self._interrupt(call):
                 waiting.append((time.monotonic() + _PATIENCE, call))
 
@@ -117,6 +127,15 @@ class Interrupter:
             call.state = ENDED  # it will not begin
         self._dispatcher.finish(call, Failure(Cancelled()))
         return False
+
+
+def _is_in(frame: FrameType | None, code: CodeType | None) -> bool:
+    """Whether that code is among what a thread is about."""
+    while frame is not None:
+        if frame.f_code is code:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def patch_sleep() -> None:
