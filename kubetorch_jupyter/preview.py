@@ -20,6 +20,7 @@ from . import sources
 from .errors import ConfigError
 from .markup import table
 from .shipping import gather, pickled_size
+from .values import readable_size
 
 __all__ = ["Captured", "Preview", "SentModule", "preview"]
 
@@ -74,7 +75,7 @@ class Preview:
     warnings: tuple[str, ...]
 
     def __repr__(self) -> str:
-        lines = [f"{self.name}: {_bytes(self.size)} would travel"]
+        lines = [f"{self.name}: {readable_size(self.size)} would travel"]
         for title, rows in self._tables():
             lines.append(f"  {title}")
             widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -85,18 +86,18 @@ class Preview:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        out = [f"<div><b>{escape(self.name)}</b>: {_bytes(self.size)} would travel</div>"]
+        out = [f"<div><b>{escape(self.name)}</b>: {readable_size(self.size)} would travel</div>"]
         out += [table(rows, title=title) for title, rows in self._tables()]
         out += [f"<div>warning: {escape(w)}</div>" for w in self.warnings]
         return "".join(out)
 
     def _tables(self) -> Iterable[tuple[str, list[tuple[str, ...]]]]:
         if self.captured:
-            yield "goes by value", [(c.path, c.type, _bytes(c.size)) for c in self.captured]
+            yield "goes by value", [(c.path, c.type, readable_size(c.size)) for c in self.captured]
         if self.modules:
             yield (
                 "local modules, as sources",
-                [(m.name, f"{m.files} file{'s' if m.files != 1 else ''}", _bytes(m.size)) for m in self.modules],
+                [(m.name, f"{m.files} file{'s' if m.files != 1 else ''}", readable_size(m.size)) for m in self.modules],
             )
         if self.packages:
             yield "must be installed in the pod", [tuple(p) for p in self.packages]
@@ -190,21 +191,3 @@ def _distributions(names: Iterable[str]) -> list[tuple[str, str]]:
         if name not in providers:
             found[name] = "?"
     return sorted(found.items(), key=lambda item: item[0].lower())
-
-
-def _bytes(n: int) -> str:
-    """A size as people read it.
-
-    Examples
-    --------
-    >>> _bytes(512), _bytes(20_000), _bytes(64 * 1024**2)
-    ('512 B', '19.5 KiB', '64.0 MiB')
-    """
-    if n < 1024:
-        return f"{n} B"
-    size = float(n)
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= 1024
-        if size < 1024 or unit == "GiB":
-            break
-    return f"{size:.1f} {unit}"

@@ -18,6 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from pod_server.processes import start_of
+
 from . import shipping
 from .backends import get_backend
 from .backends.base import Backend, Event, ServiceSpec
@@ -41,6 +43,7 @@ from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
 from .transport.portal import get_portal
 from .transport.session import RemoteFailure, Session, get_session
+from .values import readable_size
 
 __all__ = ["Service", "deploy", "find_service", "service_name"]
 
@@ -68,15 +71,6 @@ def service_name(name: str) -> str:
     if not _NAME.fullmatch(out):
         raise ConfigError(f"no service name can be made of {name!r}: give a name= of letters, digits and '-'")
     return out
-
-
-def _process_start(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot: with the pid it names one process for ever (Linux, proc(5))."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            return int(f.read().rpartition(b")")[2].split()[19])
-    except OSError:
-        return None
 
 
 @dataclass(eq=False)
@@ -354,7 +348,7 @@ async def deploy(
     if get_if_exists and (info := await backend.find(name)) is not None and info.endpoint is not None:
         service.endpoint = info.endpoint
         session = await service._connect(info.endpoint)
-        await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
+        await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
         live = (await session.request("status")).get("code")
         if live is not None:
             if live["kind"] != service.kind:
@@ -421,7 +415,7 @@ async def _bring_up(service: Service, code: Code, progress: DeployProgress, outp
     try:
         progress(Phase.CONNECTING)
         session = await service._connect(endpoint)
-        await session.request("adopt", pid=os.getpid(), start=_process_start(os.getpid()))
+        await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
         live = (await session.request("status")).get("code")
         ours = live is None
         progress(Phase.LOADING)
@@ -475,7 +469,7 @@ async def _load(
         await session.load(meta, code.bundle.buffers, output)
     except WorkerDiedError as e:
         raise startup_error(service.name, e) from e
-    size = _human(code.bundle.size)
+    size = readable_size(code.bundle.size)
     if live is None:
         ends = f"; it ends after {_hours(compute.ttl_seconds)} without a call" if compute.ttl_seconds else ""
         return f"is ready on {service.backend.name} pods in {{took}} (sent {size}){ends}"
@@ -485,14 +479,6 @@ async def _load(
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
-
-
-def _human(size: int) -> str:
-    if size < 1 << 10:
-        return f"{size} B"
-    if size < 1 << 20:
-        return f"{size / (1 << 10):.1f} KiB"
-    return f"{size / (1 << 20):.1f} MiB"
 
 
 async def find_service(name: str, namespace: str | None = None) -> Service:

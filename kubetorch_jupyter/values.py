@@ -31,6 +31,7 @@ __all__ = [
     "parse_count",
     "parse_cpus",
     "parse_duration",
+    "readable_size",
 ]
 
 # https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/; "K" is Kubetorch's own addition.
@@ -416,3 +417,21 @@ def check_env(value: object, what: str) -> FrozenMapping:
             raise ConfigError(f'{what}["{key}"] is of type {type(item).__name__}: use a string or a number')
         env[key] = str(item)
     return FrozenMapping(env)
+
+
+def readable_size(n: int) -> str:
+    """A size as people read it.
+
+    Examples
+    --------
+    >>> readable_size(512), readable_size(20_000), readable_size(64 * 1024**2)
+    ('512 B', '19.5 KiB', '64.0 MiB')
+    """
+    if n < 1024:
+        return f"{n} B"
+    size = float(n)
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024 or unit == "GiB":
+            break
+    return f"{size:.1f} {unit}"
