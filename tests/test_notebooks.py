@@ -138,7 +138,7 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     with ThreadPoolExecutor(_BESIDE) as pool:
         for item in request.session.items:
             params = getattr(getattr(item, "callspec", None), "params", {})
-            if item.module is request.module and {"path", "version"} <= params.keys():  # type: ignore[attr-defined]
+            if getattr(item, "module", None) is request.module and {"path", "version"} <= params.keys():
                 path, version = params["path"], params["version"]
                 # In a folder of its own, so that nothing beside it is needed.
                 (folder / version).mkdir(exist_ok=True)
