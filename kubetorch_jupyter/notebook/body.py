@@ -48,6 +48,8 @@ def prepare(shell: Any, magic: str, body: str) -> Body:
     body
         What is below it.
     """
+    # Line ends as IPython and the compiler have them: the cell as it was registered is then the one that ran.
+    body = body.replace("\r\n", "\n").replace("\r", "\n")
     text = f"{magic}\n{body}"
     timed = _TIMED.match(body)
     rest = body[timed.end() :] if timed else body

@@ -89,6 +89,10 @@ class Shell:
     def run_line_magic(self, name: str, line: str, _stack_depth: int = 1) -> Any:
         """``%name line``."""
         method = LINE_MAGICS.get(name)
+        if name.startswith("%"):
+            raise ValueError(f"%{name} must be the first line, right below %%kt")
+        if name == "kt":
+            raise ValueError("%kt is the notebook's: say it in a cell of its own, without %%kt")
         if method is None:
             raise ValueError(f"%{name} isn't there in a pod; there are {', '.join(sorted(LINE_MAGICS))}")
         return method(self, line)
