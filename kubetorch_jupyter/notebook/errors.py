@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
+import traceback
 import types
-from collections.abc import Iterator
 from typing import Any
 
 from kubetorch_jupyter.errors import KubetorchError
 
-__all__ = ["install", "show_as_its_own", "uninstall"]
+__all__ = ["ShowAsItsOwn", "install", "uninstall"]
 
 #: Frames of these packages say nothing about the user's code.
 _OURS = ("kubetorch_jupyter", "IPython", "pod_server", "cloudpickle", "asyncio", "concurrent.futures", "threading")
@@ -34,17 +33,29 @@ def uninstall() -> None:
         del KubetorchError._render_traceback_  # type: ignore[attr-defined]
 
 
-@contextlib.contextmanager
-def show_as_its_own(shell: Any) -> Iterator[None]:
-    """Let what is raised here be shown by the frames that are the user's; what it is doesn't change."""
-    __tracebackhide__ = True
-    try:
-        yield
-    except SyntaxError as e:
-        raise _shown(shell, e) from None
-    except (Exception, KeyboardInterrupt) as e:
-        _render_by_users_frames(shell, e)
-        raise
+class ShowAsItsOwn:
+    """Let what is raised in this ``with`` be shown by the frames that are the user's; what it is doesn't change.
+
+    Parameters
+    ----------
+    shell
+        The running IPython.
+    """
+
+    def __init__(self, shell: Any) -> None:
+        self._shell = shell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: types.TracebackType | None
+    ) -> None:
+        __tracebackhide__ = True
+        if isinstance(error, SyntaxError):
+            raise _shown(self._shell, error) from None
+        if error is not None:
+            _render_by_users_frames(self._shell, error)
 
 
 class CellSyntaxError(Exception):
@@ -56,13 +67,17 @@ CellSyntaxError.__name__ = CellSyntaxError.__qualname__ = SyntaxError.__name__
 
 def _shown(shell: Any, error: SyntaxError) -> CellSyntaxError:
     shown = CellSyntaxError(str(error))
-    text = shell.SyntaxTB.structured_traceback(SyntaxError, error, [])
+    # None of the cell's own code; what a cell has parsed itself has its lines.
+    frames = traceback.extract_tb(_users_frames(error.__traceback__))
+    text = shell.SyntaxTB.structured_traceback(SyntaxError, error, frames)
     shown._render_traceback_ = lambda: text  # type: ignore[attr-defined]
     return shown
 
 
 def _render_by_users_frames(shell: Any, error: BaseException) -> None:
     frames = _users_frames(error.__traceback__)
+    if isinstance(error, BaseExceptionGroup):
+        error.__traceback__ = frames  # IPython has the standard library show these, by what they have themselves
     cause, seen = error.__cause__, {id(error)}
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))

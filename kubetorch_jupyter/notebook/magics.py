@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import difflib
+import enum
 import inspect
 import os
 import re
 import time
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +26,7 @@ import kubetorch_jupyter as kt
 
 from .body import Body, defined_names, prepare, run_here
 from .commands import COMMANDS, Commands
-from .errors import show_as_its_own
+from .errors import ShowAsItsOwn
 from .options import COMPUTE, Parser, compute_from, parse, split
 
 __all__ = ["KT"]
@@ -94,7 +97,7 @@ class KT(Magics):
         """
         __tracebackhide__ = True
         words = split(line, "%kt" if cell is None else "%%kt")
-        with show_as_its_own(self.shell):
+        with ShowAsItsOwn(self.shell):
             if cell is None:
                 return self._line(words)
             magic = f"%%kt {line}".rstrip()
@@ -248,6 +251,10 @@ class KT(Magics):
         run_here(self.shell, body)
         namespace = self.shell.user_ns
         init_args = self._evaluate(given.init)
+        if not given.only:
+            names = self._with_something_to_call(names)
+        if given.init is None:
+            _check_constructible({name: namespace[name] for name in names})
         handles: dict[str, Any] = {}
         for name in names:
             wrap: Callable[..., Any] = kt.cls if inspect.isclass(namespace[name]) else kt.fn
@@ -284,6 +291,18 @@ class KT(Magics):
             )
         return names
 
+    def _with_something_to_call(self, names: Sequence[str]) -> list[str]:
+        """Without the classes that are data: what they are matters in the notebook too (``except``, ``isinstance``)."""
+        data = [name for name in names if _is_data(self.shell.user_ns[name])]
+        wanted = [name for name in names if name not in data]
+        if data:
+            stay = f"{', '.join(data)} {'stays what it is' if len(data) == 1 else 'stay what they are'}"
+            text = f"{stay}: data, errors and interfaces travel with what uses them (--only {','.join(data)} deploys)"
+            if not wanted:
+                raise UsageError(f"%%kt deploy: {text}")
+            print(f"kubetorch: {text}")
+        return wanted
+
     def _evaluate(self, expression: str | None) -> Any:
         __tracebackhide__ = True
         if expression is None:
@@ -292,6 +311,38 @@ class KT(Magics):
             return eval(expression, self.shell.user_ns)
         except Exception as e:
             raise UsageError(f"%%kt deploy: --init {expression}: {type(e).__name__}: {e}") from None
+
+
+def _is_data(value: Any) -> bool:
+    """Whether it is a class whose instances are passed about, or of which there are none, and none to be deployed."""
+    if not inspect.isclass(value):
+        return False
+    return (
+        issubclass(value, (BaseException, enum.Enum, tuple))
+        or dataclasses.is_dataclass(value)
+        or typing.is_typeddict(value)
+        or inspect.isabstract(value)
+        or bool(getattr(value, "_is_protocol", False))
+        or not any(callable(getattr(value, name)) for name in dir(value) if name == "__call__" or name[0] != "_")
+    )
+
+
+def _check_constructible(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        if not inspect.isclass(value):
+            continue
+        try:
+            signature = inspect.signature(value)
+        except (TypeError, ValueError):
+            continue  # made in C, or by a metaclass: the pod says how that goes
+        try:
+            signature.bind()
+        except TypeError as e:
+            others = [other for other in found if other != name]
+            how = f"; --only {','.join(others)} leaves it what it is" if others else ""
+            raise UsageError(
+                f'%%kt deploy: {name}: {e}; say it with --init "{{{next(iter(signature.parameters))!r}: ...}}"{how}'
+            ) from None
 
 
 def _names(option: str, given: Sequence[str]) -> list[str]:
