@@ -14,7 +14,9 @@ from .callables import Cls, RemoteMethod, cls
 from .calls import Call
 from .compute import Compute
 from .errors import ConfigError, NotDeployedError, ServiceNotFoundError
+from .identity import describe_client
 from .module import Module
+from .overview import services
 from .service import Service, service_name
 
 __all__ = ["Cells", "default_name"]
@@ -39,6 +41,15 @@ def default_name() -> str:
     stem = re.sub(r"[^a-z0-9]+", "-", os.path.splitext(os.path.basename(path))[0].lower()).strip("-")[:30].strip("-")
     digest = hashlib.blake2b(os.path.abspath(path).encode(), digest_size=3).hexdigest()
     return f"cells-{stem}-{digest}" if stem else f"cells-{digest}"
+
+
+def _whose(name: str) -> str:
+    """Who else has deployed a service, to be put after its name; nothing when it was this notebook, by any kernel."""
+    owner: Mapping[str, Any] = next((info.owner for info in services() if info.name == name), {})
+    me = describe_client()
+    if not owner or all(owner.get(key) == me[key] for key in ("user", "host", "notebook")):
+        return ""
+    return f", deployed by {owner.get('user')} from {owner.get('notebook') or owner.get('pid')},"
 
 
 class Cells:
@@ -137,7 +148,7 @@ class Cells:
             handle.to(stream_logs=False, get_if_exists=True)  # what it was deployed with differs, and doesn't matter
             handle.stream_logs = shown
             if shown:
-                print(f'kubetorch: "{self._name}" is live, and its variables are there')
+                print(f'kubetorch: "{self._name}"{_whose(self._name)} is live, and its variables are there')
         else:
             handle.to(compute, stream_logs=stream_logs)
         self._handle, self._compute = handle, compute

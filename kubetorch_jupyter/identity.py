@@ -30,4 +30,6 @@ def _notebook() -> str:
     name = os.path.basename(sys.argv[0]) if sys.argv else ""
     if "ipykernel" in name:
         return f"kernel {os.getpid()}"
+    if name == "__main__.py":  # python -m package
+        return os.path.basename(os.path.dirname(os.path.abspath(sys.argv[0])))
     return name or f"python {os.getpid()}"

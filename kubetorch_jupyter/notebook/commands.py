@@ -77,7 +77,10 @@ class Commands:
         target = self.shell.user_ns.get(given.what, given.what)
         if isinstance(target, kt.Cells):
             target = target.name
-        write_log(kt.logs(target, follow=True) if given.follow else [kt.logs(target)])
+        try:
+            write_log(kt.logs(target, follow=True) if given.follow else [kt.logs(target)])
+        except (kt.ServiceNotFoundError, kt.UnknownCallError, TypeError) as e:
+            raise UsageError(f"%kt logs {given.what}: {e}") from None
 
     def attach(self, words: Sequence[str]) -> Any:
         """Get a call again, with its output from the start; it becomes the variable _call."""
@@ -90,7 +93,10 @@ class Commands:
             return None
         if not given.name.isidentifier():
             raise UsageError(f"%kt attach: {given.name!r} is no name for a variable")
-        call = kt.attach(given.id)
+        try:
+            call = kt.attach(given.id)
+        except (kt.ServiceNotFoundError, kt.UnknownCallError) as e:
+            raise UsageError(f"%kt attach: {e}") from None
         self.shell.user_ns[given.name] = call
         if given.wait:
             return call.result()

@@ -45,13 +45,10 @@ def problem() -> str | None:
 
 def describe() -> str:
     """One line on how it works now."""
-    name = active()
-    own = (
-        "asyncio.run works in cells, by a loop in a helper thread"
-        if asyncio_run.installed()
-        else "asyncio is as it was"
-    )
-    return f"{own}; {name} lets the running loop be entered again" if name else own
+    said = ["asyncio.run works in cells, by a loop in a helper thread"] if asyncio_run.installed() else []
+    if name := active():
+        said.append(f"{name} lets the running loop be entered again")
+    return problem() or "; ".join(said) or "asyncio is as it was"
 
 
 def use(mode: str) -> str:

@@ -138,9 +138,8 @@ class Panel:
     def __repr__(self) -> str:
         if self._closed:
             return "<kubetorch panel: closed>"
-        count = len(self._look.services)
-        what = f"{count} service{'s' * (count != 1)}"
-        return f"<kubetorch panel: {what}; shown by front ends with Jupyter widgets, kt.services() tells the same>"
+        # Not how many services: what is shown first, before anything was looked at, is what stays in the notebook.
+        return "<kubetorch panel: shown by front ends with Jupyter widgets; kt.services() tells the same>"
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         if self._closed:
