@@ -6,12 +6,15 @@ import fcntl
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import termios
+import time
 from collections.abc import Mapping, Sequence
+from typing import Self
 
-__all__ = ["run_in_terminal", "screen"]
+__all__ = ["Terminal", "run_in_terminal", "screen"]
 
 
 def run_in_terminal(command: Sequence[str], env: Mapping[str, str], *, columns: int = 100) -> str:
@@ -33,6 +36,50 @@ def run_in_terminal(command: Sequence[str], env: Mapping[str, str], *, columns: 
         process.kill()
         process.wait(10)
     return written.decode()
+
+
+class Terminal:
+    """A process with a terminal to itself, typed into: Ctrl-C is ``"\\x03"``.
+
+    Attributes
+    ----------
+    process
+        The process, whose controlling terminal it is.
+    """
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str]) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            command,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env={**env, "TERM": "xterm"},
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        os.close(self._ours)
+
+    def type(self, text: str) -> None:
+        """Press these keys."""
+        os.write(self._ours, text.encode())
+
+    def read_until(self, pattern: str, timeout: float = 20) -> str:
+        """What has been written since the last time, up to a pattern; `AssertionError` when it doesn't come."""
+        written, deadline = b"", time.monotonic() + timeout
+        while re.search(pattern, text := written.decode(errors="replace")) is None:
+            left = max(0, deadline - time.monotonic())
+            assert select.select([self._ours], [], [], left)[0], f"no {pattern!r} within {timeout} s\n{text}"
+            written += os.read(self._ours, 1 << 16)
+        return text
 
 
 def screen(written: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from tests.terminal import run_in_terminal, screen
+from tests.terminal import Terminal, run_in_terminal, screen
 
 #: What a notebook brings along, and what ``python script.py`` doesn't have.
 WITHOUT_KERNEL = ("ipykernel", "ipywidgets", "comm", "jupyter_client", "zmq")
@@ -164,3 +164,35 @@ def test_ipython_on_a_terminal_has_one_row(environment: dict[str, str]) -> None:
     assert rows[1] == "1"
     assert not any(rows[2:]), rows
     assert re.search(r'\rkubetorch: "slow" is [^\r\n]*, \d\.\d+ s\x1b\[K', written)
+
+
+def test_ctrl_c_in_ipython_on_a_terminal(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", "--simple-prompt"]
+    command += ["--TerminalInteractiveShell.confirm_exit=False", "--HistoryManager.enabled=False"]
+    with Terminal(command, block(environment, WITHOUT_KERNEL)) as terminal:
+
+        def say(text: str, number: int) -> str:
+            """What comes of it, until the next prompt."""
+            terminal.type(text)
+            return uncoloured(terminal.read_until(rf"In \[{number}\]: "))
+
+        say("", 1)
+        say("%load_ext kubetorch_jupyter\n", 2)
+        # Two empty lines end a cell there; what is typed is echoed, hence the sum.
+        for number, body in enumerate(["import time, asyncio; time.sleep(30)", "await asyncio.sleep(30)"], 3):
+            terminal.type(f"%%kt -n plain\nprint('beg' + 'un'); {body}\n\n\n")
+            terminal.read_until("begun")
+            stopped = say("\x03", number)
+            assert "KeyboardInterrupt" in stopped
+            assert "kubetorch_jupyter" not in stopped
+        assert "next 4" in say("%%kt -n plain\nprint('next', 2 + 2)\n\n\n", 5)
+        say("%%kt -n plain --bg job\nfor i in range(1000): print('tick', i); time.sleep(0.01)\n\n\n", 6)
+        terminal.type("%kt logs -f job\n")
+        terminal.read_until("tick 30")
+        assert "KeyboardInterrupt" in say("\x03", 7)
+        assert "running" in say("job.status\n", 8)
+        assert re.search(r"plain +local +running +\S+ +\S+ IPython\b", say("%kt services\n", 9))
+        assert "needs a Jupyter kernel" in say("%kt panel\n", 10)
+        terminal.type("exit\n")
+        terminal.process.wait(10)
+        assert terminal.process.returncode == 0
