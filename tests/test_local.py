@@ -105,6 +105,9 @@ def test_a_pod_is_replaced_only_for_what_cannot_change(runtime: Path, monkeypatc
     monkeypatch.setenv("KT_LOCAL_GPUS", "1")
     first = apply("t-one", cpus=1, memory_limit="1Gi", concurrency=2)
     assert apply("t-one", cpus=2, memory_limit="2Gi", concurrency=1, env_vars={"A": "1"}) == first
+    info = find("t-one")
+    assert info is not None
+    assert dict(info.resources) == {"cpus": 2, "memory_limit": "2Gi"}, "what it asks for now"
     lines = Lines()
     second = apply("t-one", lines, gpus=1)
     assert second.url != first.url

@@ -112,6 +112,9 @@ class LocalBackend:
             if state == "running":
                 changed = changes(record.service["pod"], wanted)
                 if not changed:
+                    asks = _asks(spec)
+                    if any(record.service[key] != value for key, value in asks.items()):
+                        await asyncio.to_thread(registry.amend, record, asks)
                     try:
                         return self._endpoint(record)
                     except FileNotFoundError:  # its token has gone: it is being removed
@@ -165,8 +168,7 @@ class LocalBackend:
             "machine": processes.machine(),
             "owner": dict(spec.owner),
             "detached": spec.compute.detach,
-            "ttl": spec.compute.ttl_seconds,
-            "resources": spec.compute.resources(),
+            **_asks(spec),
             "also": [bulk] if bulk is not None else [],
         }
 
@@ -389,6 +391,11 @@ async def _close_all(tasks: list[asyncio.Task[RootZygote]]) -> list[RootZygote]:
     for zygote in zygotes:
         zygote.close()
     return zygotes
+
+
+def _asks(spec: ServiceSpec) -> dict[str, Any]:
+    """What can change with a redeploy to the same pod."""
+    return {"ttl": spec.compute.ttl_seconds, "resources": spec.compute.resources()}
 
 
 def _check_platform(name: str) -> None:

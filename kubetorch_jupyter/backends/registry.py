@@ -2,7 +2,8 @@
 
 The runtime directory has one directory for each service::
 
-    service.json     what was asked for and by whom: written before the directory can be seen, never changed
+    service.json     what was asked for and by whom: written before the directory can be seen; replaced as a whole
+                     when a redeploy to the same pod asks for something else
     token            the right to use it
     processes.json   front and zygote: pid and start time; written by the root zygote
     front.json       where the front listens; written by it when it accepts
@@ -37,7 +38,18 @@ from pod_server import processes
 from ..config import config
 from ..errors import DeployError, StartupError
 
-__all__ = ["Record", "bulk_dir", "bulk_prefix", "claim", "discard_empty", "read", "read_all", "remove", "runtime_dir"]
+__all__ = [
+    "Record",
+    "amend",
+    "bulk_dir",
+    "bulk_prefix",
+    "claim",
+    "discard_empty",
+    "read",
+    "read_all",
+    "remove",
+    "runtime_dir",
+]
 
 #: The longest path that a Unix socket can have (108 bytes with the zero, unix(7); 104 on macOS).
 _SOCKET_PATH = 103
@@ -301,6 +313,22 @@ def _make(runtime: Path, name: str, service: dict[str, Any]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def amend(record: Record, said: Mapping[str, Any]) -> None:
+    """Put into ``service.json`` what is different since a redeploy; nothing when that pod has ended meanwhile."""
+    runtime = record.path.parent
+    with contextlib.suppress(FileNotFoundError), _locked(runtime):
+        now = read(record.name, runtime)
+        if now is None or now.incarnation != record.incarnation:
+            return
+        pid, start = processes.this_process()
+        beside = Path(tempfile.mkdtemp(prefix=f".new-{pid}-{start}-", dir=now.dir.parent))
+        try:
+            _write(beside / "service.json", json.dumps({**now.service, **said}))
+            os.replace(beside / "service.json", now.dir / "service.json")
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
 
 
 def _write(path: Path, text: str) -> None:
