@@ -155,7 +155,8 @@ class Service:
                     )
                 else:
                     async with DeployProgress(self.name) as progress:
-                        progress.note(f'service "{self.name}" has ended ({reason}); deploying it again')
+                        empty = ", without what it held" if self.kind == "cls" else ""
+                        progress.note(f'service "{self.name}" has ended ({reason}); deploying it again{empty}')
                         await _bring_up(self, self.code, progress, None)
             assert self.endpoint is not None
             return await self._connect(self.endpoint)

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import enum
 import inspect
+import math
 import os
 import re
 import time
@@ -155,6 +156,10 @@ class KT(Magics):
         send, fetch = _names("-i", given.send), _names("-o", given.fetch)
         if given.bg is not None and fetch:
             raise UsageError('%%kt: -o waits for the end of the cell and --bg does not: fetch later, with "%kt fetch"')
+        if given.bg is not None and given.local:
+            raise UsageError("%%kt: --local runs it here afterwards, and --bg doesn't wait for that")
+        if given.timeout is not None and not 0 < given.timeout < math.inf:
+            raise UsageError(f"%%kt: --timeout takes a number of seconds above 0, not {given.timeout:g}")
         if given.bg is not None and not given.bg.isidentifier():
             raise UsageError(f"%%kt: --bg takes a variable's name, not {given.bg!r}")
         values = self._values(send)

@@ -440,7 +440,7 @@ class Supervisor:
             self._pod.tell("loaded", f"{name} has been loaded", **where)
         if before is not None and before.kind == "cls":
             self.losses += 1
-            why = "since its worker ended" if again else "by a redeploy"
+            why = "by a restart" if restarts else "since its worker ended" if again else "by a redeploy"
             text = f"{before.meta.get('name')} was constructed anew, {why}; what the old instance held is lost"
             self._pod.tell("state-lost", text, losses=self.losses)
         for done in restarts:

@@ -103,6 +103,9 @@ def test_mistakes_are_one_line_and_cost_nothing(make_newest_kernel: KernelFactor
     assert "is for lines: %kt services" in failed(kernel, "%%kt services\n1")
     assert "--bg does not" in failed(kernel, "%%kt --bg job -o x\n1")
     assert "not '3'" in failed(kernel, "%%kt --bg 3\n1")
+    assert "--bg doesn't wait" in failed(kernel, "%%kt --local --bg\n1")
+    for seconds in ("0", "-1", "nan", "inf"):
+        assert f"seconds above 0, not {seconds}" in failed(kernel, f"%%kt --timeout {seconds}\n1")
     # After it has run: the variables that there are come, and the namespace is what it was.
     assert "-o nope: there is no such variable on the pod; there are: kept, made" in failed(
         kernel, "%%kt -o made,nope\nmade = 5"
