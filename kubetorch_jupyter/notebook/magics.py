@@ -256,14 +256,14 @@ class KT(Magics):
         run_here(self.shell, body)
         namespace = self.shell.user_ns
         init_args = self._evaluate(given.init)
+        if gone := [name for name in names if not callable(namespace.get(name))]:
+            raise UsageError(f"%%kt deploy: {gone[0]} is no function and no class any more where the cell ends")
         if not given.only:
             names = self._with_something_to_call(names)
+        found = {name: namespace[name] for name in names}
         if given.init is None:
-            _check_constructible({name: namespace[name] for name in names})
-        handles: dict[str, Any] = {}
-        for name in names:
-            wrap: Callable[..., Any] = kt.cls if inspect.isclass(namespace[name]) else kt.fn
-            handles[name] = wrap(namespace[name], name=given.name)
+            _check_constructible(found)
+        handles = _handles(found, given.name)
 
         async def deploy(handle: Any) -> None:
             await handle.to_async(compute, init_args=init_args if isinstance(handle, kt.Cls) else None)
@@ -323,13 +323,31 @@ def _is_data(value: Any) -> bool:
     if not inspect.isclass(value):
         return False
     return (
-        issubclass(value, (BaseException, enum.Enum, tuple))
+        issubclass(value, (BaseException, enum.Enum, tuple, type))
         or dataclasses.is_dataclass(value)
         or typing.is_typeddict(value)
         or inspect.isabstract(value)
         or bool(getattr(value, "_is_protocol", False))
         or not any(callable(getattr(value, name)) for name in dir(value) if name == "__call__" or name[0] != "_")
     )
+
+
+def _handles(found: dict[str, Any], service: str | None) -> dict[str, kt.Module]:
+    handles: dict[str, kt.Module] = {}
+    names: dict[str, str] = {}
+    for name, value in found.items():
+        wrap: Callable[..., kt.Module] = kt.cls if inspect.isclass(value) else kt.fn
+        try:
+            handle = handles[name] = wrap(value, name=service)
+            other = names.setdefault(handle.service_name, name)
+        except kt.ConfigError as e:
+            raise UsageError(f"%%kt deploy: {e}") from None
+        if other != name:
+            raise UsageError(
+                f'%%kt deploy: {other} and {name} would both be the service "{handle.service_name}": rename one of '
+                "them, or leave it out with --only"
+            )
+    return handles
 
 
 def _check_constructible(found: dict[str, Any]) -> None:

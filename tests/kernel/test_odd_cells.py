@@ -32,6 +32,7 @@ class Base(abc.ABC):
     @abc.abstractmethod
     def do(self): ...
 class Marker: pass
+class Meta(type): pass
 class Model(Base):
     def do(self): return 'done'
 class Caller:
@@ -144,7 +145,7 @@ def test_deploy_leaves_data_what_it_is(make_newest_kernel: KernelFactory) -> Non
     kernel = make_newest_kernel()
     kernel.run(LOAD)
     told = kernel.run(DATA).stdout
-    data = ["Point", "Colour", "Oops", "Pair", "Options", "Does", "Base", "Marker"]
+    data = ["Point", "Colour", "Oops", "Pair", "Options", "Does", "Base", "Marker", "Meta"]
     assert f"kubetorch: {', '.join(data)} stay what they are: data" in told
     assert f"--only {','.join(data)} deploys" in told
     assert kernel.run("Model.do(), Caller(), f(1) == (Point(1), Colour.RED, Pair(1))").result == (
@@ -163,6 +164,11 @@ def test_deploy_leaves_data_what_it_is(make_newest_kernel: KernelFactory) -> Non
     assert kernel.run("g(), Needs(3).get()").result == "(2, 3)"
     kernel.run(f"%%kt deploy --init \"{{'a': 4}}\"\n{needs}")
     assert kernel.run("Needs.get()").result == "4"
+    assert 'Train and train would both be the service "train"' in failed(
+        kernel, "%%kt deploy\nclass Train:\n    def go(self): return 1\ndef train(): return 2"
+    )
+    assert "over is no function and no class any more" in failed(kernel, "%%kt deploy\ndef over(): pass\ndel over")
+    assert "no service name can be made of '数'" in failed(kernel, "%%kt deploy\ndef 数(): pass")
     # One class of the cell inherits from the other; what decorators and generators make.
     kernel.run(
         "%%kt deploy\nimport functools\nclass One:\n    def hi(self): return 'hi'\nclass Two(One):\n"
