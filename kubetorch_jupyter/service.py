@@ -449,6 +449,11 @@ async def _load(
     if by and (by.get("host"), by.get("pid")) != (me["host"], me["pid"]):
         whose = by.get("notebook") or f"process {by.get('pid')}"
         progress.note(f'"{service.name}" replaces the code that {by.get("user")} deployed from {whose}')
+    if live is not None and (before := live.get("name")) not in (None, code.bundle.meta["name"]):
+        # Most often they are different things with names that differ in case only.
+        progress.note(
+            f'"{service.name}" was the service of {before} until now, and is that of {code.bundle.meta["name"]}'
+        )
     for warning in code.bundle.warnings:
         progress.note(warning)
     compute = code.compute

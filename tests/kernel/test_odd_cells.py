@@ -167,6 +167,10 @@ def test_deploy_leaves_data_what_it_is(make_newest_kernel: KernelFactory) -> Non
     assert 'Train and train would both be the service "train"' in failed(
         kernel, "%%kt deploy\nclass Train:\n    def go(self): return 1\ndef train(): return 2"
     )
+    kernel.run("%%kt deploy\ndef Step(): return 1")
+    assert '"step" was the service of Step until now, and is that of step' in (
+        kernel.run("%%kt deploy\ndef step(): return 2").stdout
+    )
     assert "over is no function and no class any more" in failed(kernel, "%%kt deploy\ndef over(): pass\ndel over")
     assert "no service name can be made of '数'" in failed(kernel, "%%kt deploy\ndef 数(): pass")
     # One class of the cell inherits from the other; what decorators and generators make.
