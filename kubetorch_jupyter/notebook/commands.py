@@ -79,7 +79,7 @@ class Commands:
             target = target.name
         try:
             write_log(kt.logs(target, follow=True) if given.follow else [kt.logs(target)])
-        except (kt.ServiceNotFoundError, kt.UnknownCallError, TypeError) as e:
+        except (kt.ServiceNotFoundError, kt.NotDeployedError, kt.UnknownCallError, TypeError) as e:
             raise UsageError(f"%kt logs {given.what}: {e}") from None
 
     def attach(self, words: Sequence[str]) -> Any:

@@ -60,7 +60,10 @@ class KT(Magics):
 
     @default("gpus")
     def _default_gpus(self) -> int:
-        return int(os.environ.get("KT_GPUS") or 0)
+        text = os.environ.get("KT_GPUS") or "0"
+        if not text.isdecimal():
+            raise UsageError(f"KT_GPUS={text!r} in the environment is no number of GPUs")
+        return int(text)
 
     shell: Any
 

@@ -245,6 +245,11 @@ def test_logs_and_attach(make_newest_kernel: KernelFactory) -> None:
     assert kernel.run(f"%kt logs {flood}").stdout == "".join(f"{i:060d}\n" for i in range(5_000))
     for mistake in ("%kt logs nothing", "%kt logs -f nothing", "%kt attach nothing", f"%kt attach nothing/{id[-26:]}"):
         assert "nothing" in failed(kernel, mistake)
+    kernel.run("import os\nos.environ['KT_GPUS'] = 'lots'\n%reload_ext kubetorch_jupyter")
+    assert "KT_GPUS='lots' in the environment is no number" in failed(kernel, "%%kt -n more\n1")
+    kernel.run("del os.environ['KT_GPUS']")
     # Followed to its end.
     kernel.run("%%kt --bg job\nimport time\nfor i in range(5):\n    print('line', i)\n    time.sleep(0.05)")
     assert kernel.run("%kt logs -f job").stdout.endswith("".join(f"line {i}\n" for i in range(5)))
+    kernel.run(f"%kt down {service}")
+    assert "was torn down" in failed(kernel, "%kt logs job")
