@@ -23,6 +23,7 @@ from pod_server.processes import start_of
 from . import shipping
 from .backends import get_backend
 from .backends.base import Backend, Event, ServiceSpec
+from .backends.notes import local_notes
 from .calls import load_error, startup_error
 from .code import Code
 from .compat import setup_hooks
@@ -341,7 +342,7 @@ async def deploy(
     if problem:
         raise ConfigError(problem)
     if backend.name == "local":
-        for note in _local_notes(code.compute):
+        for note in local_notes(code.compute):
             progress.note(note)
     meta = code.bundle.meta
     service = Service(name, backend, code.compute.namespace, kind=meta["kind"], code=code)
@@ -370,38 +371,6 @@ async def deploy(
     async with lock:
         await _bring_up(service, code, progress, output)
     return service
-
-
-_CLUSTER_ONLY = (
-    "disk_size",
-    "gpu_type",
-    "gpu_memory",
-    "priority_class_name",
-    "volumes",
-    "node_selector",
-    "service_template",
-    "tolerations",
-    "secrets",
-    "service_account_name",
-    "image_pull_policy",
-    "gpu_anti_affinity",
-    "shared_memory_limit",
-    "replicas",
-    "queue_name",
-    "run_as_root",
-)
-_NOT_YET = ("allowed_serialization", "freeze")
-
-
-def _local_notes(compute: Compute) -> list[str]:
-    """What was asked for and means nothing on this machine."""
-    notes = [compute.image.local_note()] if compute.image is not None else []
-    unset = Compute()
-    if ignored := [name for name in _CLUSTER_ONLY if getattr(compute, name) != getattr(unset, name)]:
-        notes.append(f"{', '.join(ignored)} of the Compute mean something on Kubernetes only, and are ignored here")
-    if ignored := [name for name in _NOT_YET if getattr(compute, name) != getattr(unset, name)]:
-        notes.append(f"{', '.join(ignored)} of the Compute has no effect in this version")
-    return [note for note in notes if note]
 
 
 async def _bring_up(service: Service, code: Code, progress: DeployProgress, output: Output | None) -> None:
