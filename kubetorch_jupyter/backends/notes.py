@@ -1,4 +1,4 @@
-"""What of a `Compute` means nothing where it is deployed: said once at the deploy, instead of being ignored in silence."""
+"""What of a `Compute` means nothing where it is deployed: said once at the deploy, not ignored in silence."""
 
 from __future__ import annotations
 
