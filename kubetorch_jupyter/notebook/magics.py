@@ -167,8 +167,10 @@ class KT(Magics):
             raise UsageError(f"%%kt: --bg takes a variable's name, not {given.bg!r}")
         values = self._values(send)
         body = prepare(self.shell, magic, cell)
-        cells, fresh = self._deployed(given)
-        if given.fresh and not fresh:
+        known = self.commands.namespace(given.name).deployed
+        cells = self._deployed(given)
+        # What is used here for the first time may have lived before; what was, may have something running.
+        if given.fresh and (known or cells.names()):
             cells.restart()
         self._put(cells, values)
         options: dict[str, Any] = {"name": body.name, "text": body.text, "timed": body.timed}
@@ -215,19 +217,18 @@ class KT(Magics):
             text = _ARGUMENT.sub(r"\1", str(e))  # by the name that it has here
             raise UsageError(f"%%kt: -i {','.join(values)}: {text}") from None
 
-    def _deployed(self, given: argparse.Namespace) -> tuple[kt.Cells, bool]:
-        """The namespace, and whether it has just been made; deployed again only where something else is asked for."""
+    def _deployed(self, given: argparse.Namespace) -> kt.Cells:
+        """The namespace; deployed again only where something else is asked for."""
         __tracebackhide__ = True
         cells = self.commands.namespace(given.name)
         wanted = compute_from(given, self._defaults())
         if cells.deployed and (wanted is None or wanted == cells.compute):
-            return cells, False
+            return cells
         asked = any(getattr(given, option) is not None for option in COMPUTE)
         if cells.deployed and not asked:
-            return cells, False  # what %config says is for the first time; a namespace is not thrown away for it
-        before = cells.deployed
+            return cells  # what %config says is for the first time; a namespace is not thrown away for it
         cells.to(wanted)
-        return cells, not before
+        return cells
 
     def _defaults(self) -> dict[str, Any]:
         return {"cpus": self.cpus, "memory": self.memory, "gpus": self.gpus, "image": self.image}

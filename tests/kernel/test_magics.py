@@ -174,6 +174,9 @@ def test_options_of_cells(make_newest_kernel: KernelFactory) -> None:
     assert kernel.run("%%kt\nmine").displays[-1]["text/plain"] == "1"
     assert kernel.run("%%kt -n other\nmine").displays[-1]["text/plain"] == "2"
     assert "NameError" in traceback_of(kernel, "%%kt --fresh -n other\nmine")
+    kernel.run("%%kt -n other --bg stuck\nwhile True: pass")
+    assert kernel.run("%%kt --fresh -n other\nprint('free')").stdout.endswith("free\n")
+    assert "WorkerDiedError" in traceback_of(kernel, "stuck.result()")
     both = kernel.run("%%kt --local\nimport os\nprint(os.getpid())")
     pids = re.findall(r"^(\d+)$", both.stdout, re.M)
     assert len(set(pids)) == 2
@@ -290,6 +293,9 @@ def test_what_lives_is_said_after_a_restart(make_newest_kernel: KernelFactory, t
     again = kernel.run("%%kt\nx")
     assert again.displays[-1]["text/plain"] == "5"
     assert "is live, and its variables are there" in again.stdout
+    kernel.restart()
+    kernel.run(LOAD)
+    assert "NameError" in traceback_of(kernel, "%%kt --fresh\nx")
     kernel.begin(f"%kt attach {id}").wait_text("working")
     kernel.run("%kt cancel --all")
     kernel.run("%kt down --all")
