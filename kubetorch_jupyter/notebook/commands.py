@@ -11,6 +11,7 @@ from IPython.core.error import UsageError
 import kubetorch_jupyter as kt
 
 from . import doctor, loops
+from .held import held_services, is_a, tear_down
 from .options import Parser, parse
 from .output import write_log
 
@@ -163,32 +164,19 @@ class Commands:
             names = self._service_names("down", names)
         for name in names:
             began = time.monotonic()
-            self._end(name)
+            tear_down(name, self._values())
             print(f'kubetorch: "{name}" has ended ({time.monotonic() - began:.2f} s)')
         if not names:
             print("no services")
 
-    def _end(self, name: str) -> None:
-        # By the handles that there are here: they know then that it was meant, and don't deploy it again when called.
-        cells = self.namespaces.get(name)
-        if cells is not None and cells.deployed:
-            cells.teardown()
-        elif held := [handle for handle in self._handles() if handle.service.name == name]:
-            for handle in held:
-                handle.service.teardown()
-        else:
-            kt.teardown(name)
-
-    def _handles(self) -> list[kt.Module]:
-        """The deployed handles that variables hold."""
-        values = list(self.shell.user_ns.values())
-        # By type(): a proxy may answer isinstance() with an exception.
-        held = [value for value in values if issubclass(type(value), kt.Module)]
-        return [handle for handle in held if handle.__dict__["_live"] is not None]
+    def _values(self) -> list[Any]:
+        """What may hold a service: the notebook's variables, and the namespaces of its cells."""
+        return [*list(self.shell.user_ns.values()), *self.namespaces.values()]
 
     def known_services(self) -> list[str]:
-        """Names of services, for completion: those of this notebook, and of this machine as far as files say."""
-        return sorted({*self.namespaces, *(h.service.name for h in self._handles()), *(s.name for s in kt.services())})
+        """Names of services, for completion: those held here, and those of this machine as far as files say."""
+        held = (name for name, _ in held_services(self._values()))
+        return sorted({*self.namespaces, *held, *(info.name for info in kt.services())})
 
     def restart(self, words: Sequence[str]) -> None:
         """Give a service a fresh process: calls in flight end, state is lost."""
@@ -206,9 +194,9 @@ class Commands:
         names = []
         for word in words:
             held = self.shell.user_ns.get(word)
-            if isinstance(held, kt.Module) and held.__dict__["_live"] is not None:
+            if is_a(held, kt.Fn, kt.Cls) and held.__dict__["_live"] is not None:
                 word = held.service.name
-            elif isinstance(held, kt.Cells):
+            elif is_a(held, kt.Cells):
                 word = held.name
             names.append(word)
         _check_known(command, names)

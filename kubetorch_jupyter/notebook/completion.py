@@ -1,4 +1,4 @@
-"""Tab completion of ``%kt`` and ``%%kt``: commands, options, names of services and variables. Never any I/O."""
+"""Tab completion of ``%kt`` and ``%%kt``: commands, options, names of services and variables. Asks no pod."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def make_matcher(shell: Any, known: Callable[[], Iterable[str]]) -> Any:
     shell
         The running IPython.
     known
-        The names of services, as far as they are known here.
+        Gives the names of services without asking any of them.
     """
 
     @context_matcher()  # type: ignore[untyped-decorator]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import kubetorch_jupyter as kt
 
 from ..config import settings
+from ..markup import table
 from . import loops
 
 __all__ = ["Finding", "Report", "examine"]
@@ -49,12 +49,7 @@ class Report(list[Finding]):
         printer.text("..." if cycle else repr(self))
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{_MARKS[f.state]}</td><th style='text-align:left'>{html.escape(f.what)}</th>"
-            f"<td style='text-align:left'>{html.escape(f.text)}</td></tr>"
-            for f in self
-        )
-        return f"<table>{rows}</table>"
+        return table([(_MARKS[f.state], f.what, f.text) for f in self])
 
 
 def examine(shell: Any) -> Report:
@@ -112,7 +107,7 @@ def _settings(shell: Any) -> Iterator[Finding]:
         except kt.ConfigError as e:
             wrong.append(str(e))
             continue
-        if source != "default":
+        if source != "default" and key != "license_key":  # a secret, which a config's repr leaves out as well
             changed.append(f"{key}={value!r} ({source})")
     for text in wrong:
         yield Finding("settings", "problem", text)

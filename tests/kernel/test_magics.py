@@ -263,7 +263,9 @@ def test_commands(make_newest_kernel: KernelFactory) -> None:
     kernel.run("%%kt\nx = 5")
     kernel.run("%kt fetch x")
     assert kernel.run("x").result == "5"
+    kernel.run("kt.config.license_key = 'sesame'")
     report = kernel.run("%kt doctor").displays[-1]
+    assert "sesame" not in report["text/plain"]
     assert "✗" not in report["text/plain"], report["text/plain"]
     assert "a function was deployed in" in report["text/html"]
     assert re.search(r"stream_logs +True", kernel.run("%kt config").displays[-1]["text/plain"])

@@ -11,6 +11,9 @@ from typing import Any
 
 import kubetorch_jupyter as kt
 
+from .. import held
+from ..held import is_a
+
 __all__ = ["Order", "can_deploy", "cancel", "deploy", "one_line", "restart", "tear_down"]
 
 #: Characters of an error that are shown.
@@ -115,24 +118,19 @@ def _service_name(target: Any, name: str) -> str | None:
 def can_deploy(namespace: Mapping[str, Any]) -> list[str]:
     """The names of a notebook's own functions and classes, the newest first, and then of its handles."""
     found = [
-        (_is_a(value, kt.Fn, kt.Cls), name)
+        (is_a(value, kt.Fn, kt.Cls), name)
         for name, value in reversed(dict(namespace).items())  # a copy, since cells may run meanwhile
         if not name.startswith("_") and _is_deployable(value)
     ]
     return [name for _, name in sorted(found, key=lambda each: each[0])]
 
 
-def _is_a(value: Any, *kinds: type) -> bool:
-    """`isinstance` that runs no code of the value's: a proxy's ``__class__`` may raise."""
-    return issubclass(type(value), kinds)
-
-
 def _is_deployable(value: Any) -> bool:
-    if _is_a(value, kt.Fn):
+    if is_a(value, kt.Fn):
         return hasattr(value, "__wrapped__")  # without its code it can't be sent again
-    if _is_a(value, kt.Cls):
+    if is_a(value, kt.Cls):
         return True
-    return _is_a(value, FunctionType, type) and getattr(value, "__module__", None) == "__main__"
+    return is_a(value, FunctionType, type) and getattr(value, "__module__", None) == "__main__"
 
 
 def deploy(order: Order, namespace: MutableMapping[str, Any]) -> str:
@@ -161,30 +159,9 @@ def deploy(order: Order, namespace: MutableMapping[str, Any]) -> str:
     return f'"{service.name}" is ready, and {order.name} in the notebook is its handle'
 
 
-def _held(name: str, namespace: Mapping[str, Any]) -> list[Any]:
-    """The notebook's own handles of that service: they must know when it is torn down, or they would bring it back."""
-    found: list[Any] = []
-    for value in dict(namespace).values():
-        if _is_a(value, kt.Cells):
-            if value.name == name and value.deployed:
-                found.append(value)
-        elif _is_a(value, kt.Fn, kt.Cls):
-            try:
-                service = value.service
-            except kt.NotDeployedError:
-                continue
-            if service.name == name and not service.torn_down:
-                found.append(service)
-    return found
-
-
 def tear_down(name: str, namespace: Mapping[str, Any]) -> str:
     """End a service; what happened, in a line."""
-    held = {id(each): each for each in _held(name, namespace)}
-    for each in held.values():
-        each.teardown()
-    if not held:
-        kt.teardown(name)
+    held.tear_down(name, list(namespace.values()))  # a copy, since cells may run meanwhile
     return f'"{name}" was torn down'
 
 
