@@ -10,7 +10,7 @@ import json
 import logging
 import random
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
 
 from ...errors import DeployError
@@ -256,11 +256,27 @@ class Cluster:
         return bool((answer.get("status") or {}).get("allowed"))
 
     async def watch(
-        self, kind: Kind, namespace: str, *, selector: str = "", field: str = "", version: str = ""
-    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        self,
+        kind: Kind,
+        namespace: str,
+        *,
+        selector: str = "",
+        field: str = "",
+        version: str = "",
+        opened: Callable[[], None] | None = None,
+    ) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """Changes since ``version``, as they come: ``("ADDED" | "MODIFIED" | "DELETED" | "BOOKMARK", object)``.
 
         It ends when the server ends it, as it does every few minutes: go on from the last object's version.
+
+        Parameters
+        ----------
+        kind, namespace, selector, field
+            Which objects.
+        version
+            Where to begin: as `list` gave it, or an object has it.
+        opened
+            Called when the server has agreed, before the first change.
 
         Raises
         ------
@@ -284,6 +300,8 @@ class Cluster:
             if e.reason in ("Expired", "Gone", "HTTP 410"):
                 raise WatchExpired from e
             raise
+        if opened is not None:
+            opened()
         try:
             async for line in lines(response):
                 event = json.loads(line)
