@@ -69,9 +69,9 @@ async def forward(
     if not await cluster.may("get", "pods", namespace, subresource="portforward"):
         lines = [rule("pods/proxy", "", "get", "create", "update"), rule("pods/portforward", "", "get", "create")]
         raise KubernetesCredentialsError(
-            f'pod {name} of service "{service}" can\'t be reached: user {cluster.user!r} may use neither the API '
-            f'server\'s proxy nor port-forwards in namespace "{namespace}". Ask for the role "edit" there, or for a Role '
-            "with one of these rules (the first is faster):\n  " + "\n  ".join(lines),
+            f"pod {name} of service {service!r} can't be reached: {cluster.user!r} may use neither the API server's "
+            f'proxy nor port-forwards in namespace "{namespace}". Ask for the role "edit" there, or for a Role with '
+            "one of these rules (the first is faster):\n  " + "\n  ".join(lines),
             reason="Forbidden",
             service=service,
             rule=lines[0],
