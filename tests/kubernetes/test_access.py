@@ -7,6 +7,8 @@ import base64
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -27,6 +29,7 @@ from kubetorch_jupyter.errors import (
 from kubetorch_jupyter.transport import link
 from kubetorch_jupyter.transport.endpoint import Endpoint
 from kubetorch_jupyter.transport.portal import get_portal
+from pod_server.wire import FrameType
 from tests.kubernetes import apiserver
 from tests.kubernetes.apiserver import ApiServer, Certificates, forbidden, opened, status
 from tests.scripted import PLAIN, ScriptedCall, ScriptedPod, ScriptedTarget
@@ -359,6 +362,30 @@ def test_a_port_forward_s_listener_ends_with_its_endpoint(server: ApiServer, clu
     _until(lambda: not run(_reachable(number)))
     _until(lambda: server.forwards == 0)
     assert not [f for f in get_portal().farewells if "_Listener" in repr(f)]
+
+
+@pytest.mark.parametrize("way", ["proxy", "forward"])
+def test_a_process_ends_cleanly_and_says_goodbye(server: ApiServer, pod: ProxiedPod, tmp_path: Path, way: str) -> None:
+    if way == "forward":
+        server.rule = _no_proxy
+    path = apiserver.kubeconfig(tmp_path / "config", server.url)
+    code = f"""
+from kubetorch_jupyter.backends.kubernetes.access import endpoint
+from kubetorch_jupyter.backends.kubernetes.client import Cluster
+from kubetorch_jupyter.transport.portal import get_portal
+from kubetorch_jupyter.transport.session import get_session
+
+async def begin():
+    cluster = await Cluster.open({str(path)!r})
+    await get_session(await endpoint(cluster, "team", "echo", {POD!r}, {pod.token!r}))
+
+get_portal().run(begin())
+"""
+    python = [sys.executable, "-X", "dev", "-W", "error", "-c", code]
+    done = subprocess.run(python, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+    _until(lambda: server.forwards == 0 and not pod.connections)
+    assert [kind for kind, _, _ in pod.seen if kind is FrameType.GOODBYE]
 
 
 async def _reachable(number: int) -> bool:

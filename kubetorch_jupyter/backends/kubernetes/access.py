@@ -99,7 +99,7 @@ def _proxy(cluster: Cluster) -> str | None:
     found = urllib.request.getproxies().get(parts.scheme)
     if not found or urllib.request.proxy_bypass(parts.netloc) or urllib.request.proxy_bypass(parts.hostname or ""):
         return None
-    return found
+    return found if "://" in found else f"http://{found}"
 
 
 # -- probes ------------------------------------------------------------------------------------------------------------
