@@ -9,12 +9,14 @@ from ....errors import DeployError, PodContainerError, SecretNotFound
 from ....progress import Phase
 from .finding import Diagnosis, Facts, LogWanted, curable, fatal
 from .images import PULLING, missing_image
-from .objects import Raw, container, ended_how, limits, name_of, one_line, seconds_of, short
+from .objects import Raw, container, ended_how, limits, name_of, one_line, seconds_of, short, time_of
 
 __all__ = ["container_trouble", "missing_object"]
 
 #: A run that ended within so many seconds ended at its start.
 _START = 60.0
+#: One that has been started again and has run for so many seconds has come up.
+_AGAIN = 10.0
 #: SIGKILL and SIGTERM come from outside; so often that is taken for bad luck.
 _BAD_LUCK = 3
 _MISSING_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:\S+/)?(\S+)", re.IGNORECASE)
@@ -24,7 +26,7 @@ _PLACE = re.compile(r' \(pod: "[^"]*", container: [^)]*\)')
 _MISSING_FILE = re.compile(r'exec: "([^"]+)".*(?:no such file|not found)', re.IGNORECASE)
 
 
-def container_trouble(facts: Facts, pod: Raw, status: Raw, events: Sequence[Raw]) -> Diagnosis | None:
+def container_trouble(facts: Facts, pod: Raw, status: Raw, events: Sequence[Raw], now: float) -> Diagnosis | None:
     """What keeps one container of a pod from running, or None.
 
     Parameters
@@ -37,6 +39,8 @@ def container_trouble(facts: Facts, pod: Raw, status: Raw, events: Sequence[Raw]
         The container's.
     events
         Of the pod.
+    now
+        Unix time.
     """
     state: Raw = status.get("state") or {}
     waiting: Raw = state.get("waiting") or {}
@@ -51,9 +55,11 @@ def container_trouble(facts: Facts, pod: Raw, status: Raw, events: Sequence[Raw]
         return _ended(facts, pod, status, ended, previous=False)
     if last is not None and reason == "CrashLoopBackOff":
         return _ended(facts, pod, status, last, previous=True)
-    if last is not None and not status.get("ready"):
-        # The kubelet starts it again at once, mostly before anybody sees that it had ended.
-        return _ended(facts, pod, status, last, previous=True)
+    again: Raw | None = state.get("running")
+    if last is not None and again is not None and now - (time_of(again.get("startedAt")) or 0.0) < _AGAIN:
+        # The kubelet starts it again at once the first time, mostly before anybody sees that it had ended.
+        trouble = _ended(facts, pod, status, last, previous=True)
+        return trouble if trouble is not None and trouble.error is not None else None
     return None
 
 
@@ -137,14 +143,14 @@ def _ended(facts: Facts, pod: Raw, status: Raw, ended: Raw, *, previous: bool) -
             return _no_command(facts, reason, missing[1], _image(pod, name), words)
         what = f'can\'t start its container "{name}": {short(words)}'
         return fatal(facts, "container", reason, PodContainerError, what, _LOOK, phase=Phase.STARTING)
+    if lived is not None and lived > _START and reason in ("Error", "OOMKilled") and restarts < _BAD_LUCK:
+        return _restarting(name, ended, reason, restarts)
     if reason == "OOMKilled":
         what = f'ran out of memory at its start: container "{name}" was OOMKilled ({limits(pod, name)})'
         todo = "Ask for more with kt.Compute(memory_limit=...)"
         return fatal(facts, "oom", reason, PodContainerError, what, todo, phase=Phase.STARTING)
     if code == 0:
         return None if not previous else _restarting(name, ended, reason, restarts)
-    if lived is not None and lived > _START and reason == "Error" and restarts < _BAD_LUCK:
-        return _restarting(name, ended, reason, restarts)
     if code in (126, 127):
         return _no_python(facts, pod, name, int(code), log, said)
     if code in (137, 143) and restarts < _BAD_LUCK:

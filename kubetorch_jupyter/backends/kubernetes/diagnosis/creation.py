@@ -24,7 +24,7 @@ _RANGE = re.compile(r"(?:maximum|minimum) \S+ (?:usage|request|limit) per (?:Con
 _WEBHOOK = re.compile(r'admission webhook "([^"]+)" denied the request')
 _PASSING = re.compile(
     r"internal error|failed calling webhook|timeout|timed out|deadline exceeded|connection refused|etcdserver|"
-    r"the object has been modified|too many requests|unable to create new content in namespace|unauthorized$|"
+    r"the object has been modified|too many requests|unauthorized$|"
     r"status unknown for quota|no API token found",
     re.IGNORECASE,
 )
@@ -77,6 +77,11 @@ def refused_pods(facts: Facts, events: Sequence[Raw]) -> Diagnosis | None:
         what = f'is refused by this cluster\'s admission webhook "{found[1]}": {short(words.partition("request: ")[2])}'
         todo = "Do what it says, or ask whoever runs the cluster"
         return fatal(facts, "policy", "Webhook", PodContainerError, what, todo, phase=Phase.SCHEDULING)
+    if "is being terminated" in words:
+        what = f"gets no pod: {short(brief)}"
+        return fatal(
+            facts, "namespace", "Terminating", PodContainerError, what, "Use another namespace", phase=Phase.SCHEDULING
+        )
     what = f"gets no pod from its Job: {short(brief)}"
     if _PASSING.search(words):
         return curable("create", "FailedCreate", PodContainerError, what, phase=Phase.SCHEDULING, detail=brief)

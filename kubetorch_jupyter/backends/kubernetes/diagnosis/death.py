@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ....errors import PodLostError, PodTerminatedError
 from .finding import LogWanted
@@ -92,7 +92,6 @@ _TARGETS = {
     "DeletionByTaintManager": ("node", "it was removed from its node by a taint"),
     "EvictionByEvictionAPI": ("drained", "it was evicted by request: its node is drained, or an autoscaler removes it"),
     "DeletionByPodGC": ("node", "its node is gone"),
-    "TerminationByKubelet": ("evicted", "it was ended by its node"),
 }
 
 
@@ -113,7 +112,7 @@ def death(pod: Raw | None, events: Sequence[Raw], *, name: str | None = None, no
     thing: Raw | None = pod if pod is not None else {"metadata": {"name": name}} if name else None
     own = events_of(events, thing)
     found = _of(pod, own, now)
-    return Death(**{**found.__dict__, "events": event_lines(own)})
+    return replace(found, reason=found.reason and found.reason.rstrip("."), events=event_lines(own))
 
 
 def _of(pod: Raw | None, events: Sequence[Raw], now: float | None) -> Death:
@@ -130,7 +129,7 @@ def _of(pod: Raw | None, events: Sequence[Raw], now: float | None) -> Death:
     told = _by_events(pod, events)
     # A container's own end says more than that the pod was deleted, if it came first.
     ended = _container(pod, now) if pod is not None else None
-    if ended is not None and (ended.kind != "crash" or not _deleted(pod)):
+    if ended is not None:
         return told if told is not None and told.kind in ("preempted", "evicted") else ended
     if told is not None:
         return told
@@ -145,6 +144,13 @@ def _deleted(pod: Raw | None) -> bool:
     return bool(((pod or {}).get("metadata") or {}).get("deletionTimestamp"))
 
 
+def _ended_by_deletion(pod: Raw, ended: Raw) -> bool:
+    """Whether a container ended after its pod was to be deleted, whatever it made of that."""
+    meta: Raw = pod.get("metadata") or {}
+    due, at = time_of(meta.get("deletionTimestamp")), time_of(ended.get("finishedAt"))
+    return due is not None and at is not None and at >= due - float(meta.get("deletionGracePeriodSeconds") or 0)
+
+
 def _node(pod: Raw | None) -> str:
     name = ((pod or {}).get("spec") or {}).get("nodeName")
     return f"its node {name} isn't ready any more" if name else "its node isn't ready any more"
@@ -152,14 +158,14 @@ def _node(pod: Raw | None) -> str:
 
 def _disrupted(pod: Raw, target: Raw, events: Sequence[Raw]) -> Death:
     reason = str(target.get("reason"))
-    kind, words = _TARGETS.get(reason, ("evicted", f"it was ended by the cluster: {reason}"))
     status: Raw = pod.get("status") or {}
-    if kind == "evicted":
-        why = short(str(status.get("message") or target.get("message") or ""))
-        return Death("evicted", f"it was evicted: {why}", evicted=True)
-    if kind == "preempted" and (last := latest(events, "Preempted")) is not None:
-        words += f" ({short(message_of(last), 120)})"
-    elif kind == "node" and latest(events, "NodeNotReady") is not None:
+    said = short(str(status.get("message") or target.get("message") or ""))
+    if reason == "TerminationByKubelet":
+        return Death("evicted", f"it was evicted: {said or 'by its node'}", evicted=True)
+    if reason not in _TARGETS:
+        return Death("evicted", f"it was ended by the cluster: {reason}{f': {said}' if said else ''}", evicted=True)
+    kind, words = _TARGETS[reason]
+    if kind == "node" and latest(events, "NodeNotReady") is not None:
         words = _node(pod)
     return Death(kind, words, evicted=kind in ("preempted", "drained"))
 
@@ -171,7 +177,7 @@ def _by_events(pod: Raw | None, events: Sequence[Raw]) -> Death | None:
         if reason == "Evicted":
             return Death("evicted", f"it was evicted: {words}", evicted=True)
         if reason == "Preempted":
-            return Death("preempted", f"it was preempted by a pod of higher priority ({words})", evicted=True)
+            return Death("preempted", "it was preempted by a pod of higher priority", evicted=True)
         if reason == "TaintManagerEviction" and "Cancelling" not in words:
             lost = any(e.get("reason") == "NodeNotReady" for e in events)
             return Death("node", _node(pod) if lost else "it was removed from its node by a taint")
@@ -194,7 +200,7 @@ def _container(pod: Raw, now: float | None) -> Death | None:
             again = state.get("running") is not None
             if again and (now is None or at is None or now - at > _FRESH):
                 continue
-        if ended is None:
+        if ended is None or (ended.get("reason") != "OOMKilled" and _ended_by_deletion(pod, ended)):
             continue
         found.append(_one(pod, str(status.get("name")), ended, previous))
     worst = min(found, key=lambda one: _WORST.index(one.kind), default=None)
@@ -212,7 +218,7 @@ def _one(pod: Raw, name: str, ended: Raw, previous: bool) -> Death:
     code, reason = ended.get("exitCode"), ended.get("reason")
     if reason == "OOMKilled":
         # With cgroup v1 only a child may have been killed: the exit code is then the container's own, even 0.
-        how = f'its container "{name}" ran out of memory ({limits(pod, name)})'
+        how = f'its container "{name}" ran out of memory ({limits(pod, name)}; kt.Compute(memory_limit=...) gives more)'
         return Death("oom", how, container=name, oom_killed=True)
     if code == 0:
         return Death("ended", "it ended by itself (exit code 0): nobody had used it, or it was torn down")

@@ -117,22 +117,21 @@ def _of_pod(facts: Facts, pod: Raw, events: Sequence[Raw], now: float) -> Diagno
         return replace(waits, pod=name_of(pod))
     if not (pod.get("spec") or {}).get("nodeName"):
         return Diagnosis(Phase.SCHEDULING, pod=name_of(pod))
-    troubles = [container_trouble(facts, pod, status, mine) for status in statuses(pod)]
+    troubles = [container_trouble(facts, pod, status, mine, now) for status in statuses(pod)]
     found = [trouble for trouble in troubles if trouble is not None]
     # Only while a container is being made do its volumes matter; events of long ago stay.
     if not found and _being_made(pod):
         found = [trouble for trouble in (_no_volume(facts, mine, now), pulling(mine)) if trouble is not None]
     worst = max(found, key=lambda one: one.weight, default=None)
     if worst is None:
-        states = [(status.get("state") or {}).get("running") for status in statuses(pod)]
-        up = bool(states) and all(state is not None for state in _mains(pod))
-        worst = Diagnosis(Phase.CONNECTING if up else Phase.STARTING)
+        worst = Diagnosis(Phase.CONNECTING if _up(pod) else Phase.STARTING)
     return replace(worst, pod=name_of(pod))
 
 
-def _mains(pod: Raw) -> list[Raw | None]:
+def _up(pod: Raw) -> bool:
+    """Whether all its containers run, those that end before the others start aside."""
     found: Sequence[Raw] = (pod.get("status") or {}).get("containerStatuses") or ()
-    return [(status.get("state") or {}).get("running") for status in found]
+    return bool(found) and all((status.get("state") or {}).get("running") is not None for status in found)
 
 
 def _being_made(pod: Raw) -> bool:

@@ -52,7 +52,7 @@ def no_node(facts: Facts, pod: Raw, events: Sequence[Raw]) -> Diagnosis | None:
         return curable("volume", reason, PodContainerError, what, hint, phase=Phase.SCHEDULING, detail=f"{brief}{why}")
     asked = asks(pod)
     pod_asks = f"; each pod asks for {asked}" if asked else ""
-    helped = _helped(events, scheduled)
+    helped = _helped(pod, events)
     what = f"has no node for its pod: {brief}{pod_asks}{helped}"
     hint = "Ask for less with kt.Compute(...), end what holds it"
     return curable(
@@ -66,11 +66,13 @@ def no_node(facts: Facts, pod: Raw, events: Sequence[Raw]) -> Diagnosis | None:
     )
 
 
-def _helped(events: Sequence[Raw], scheduled: Raw) -> str:
-    """That an autoscaler brings a node, or says that it can't, or that other pods are moved away."""
-    last = latest(events, "TriggeredScaleUp", "NotTriggerScaleUp", "Nominated", "Preempting")
+def _helped(pod: Raw, events: Sequence[Raw]) -> str:
+    """That other pods make room, or that an autoscaler brings a node, or says that it can't."""
+    if node := (pod.get("status") or {}).get("nominatedNodeName"):
+        return f" (pods of lower priority are making room on node {node})"
+    last = latest(events, "TriggeredScaleUp", "NotTriggerScaleUp", "Nominated")
     if last is None:
         return ""
-    if last.get("reason") in ("TriggeredScaleUp", "Nominated"):
-        return f" (a node is being added: {short(message_of(last), 100)})"
-    return f" (no node will be added: {short(message_of(last), 150)})" if last["reason"] == "NotTriggerScaleUp" else ""
+    if last.get("reason") == "NotTriggerScaleUp":
+        return f" (no node will be added: {short(message_of(last), 150)})"
+    return f" (a node is being added: {short(message_of(last), 100)})"
