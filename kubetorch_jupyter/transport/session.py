@@ -37,7 +37,7 @@ __all__ = ["Exchange", "RemoteFailure", "Session", "Sink", "get_session", "hold_
 #: How many acknowledgements are said again after a break: the pod may have missed the last ones.
 _ACKS = 512
 #: Requests that may be made twice: those are repeated after a break, others fail.
-_REPEATABLE = frozenset({"calls", "events", "service_log", "adopt", "teardown", "status", "touch"})
+_REPEATABLE = frozenset({"calls", "drain", "events", "service_log", "adopt", "teardown", "status", "touch"})
 
 
 @dataclass
@@ -93,6 +93,11 @@ class Session:
     def usable(self) -> bool:
         """Whether calls may be started on it: open or reconnecting, and of this process. Any thread."""
         return not self._closed and self._portal is get_portal()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the pod's place is taken by another one, which new calls should go to."""
+        return bool(self.welcome.get("draining"))
 
     @property
     def connected(self) -> bool:
@@ -251,6 +256,8 @@ class Session:
             self._on_response(channel, frame.meta)
         elif kind is FrameType.EVENT:
             meta = frame.meta
+            if meta.get("event") == "draining":
+                self.welcome["draining"] = True
             self._notices.on_event(meta, self._exchanges.values())
             for listener in list(self.listeners):
                 listener(meta)

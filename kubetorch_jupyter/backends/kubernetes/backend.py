@@ -180,7 +180,7 @@ class KubernetesBackend:
 
     async def _info(self, space: Space, revisions: Sequence[tuple[ServiceFields, Raw]]) -> ServiceInfo:
         """The newest revision that has pods; while a new one comes up, the old one is the service."""
-        for fields, job in revisions:
+        for fields, job in sorted(revisions, key=lambda revision: not revision[0].loaded):
             token = await space.token(job)
             endpoints = await space.endpoints(job, token) if token is not None else ()
             if endpoints:

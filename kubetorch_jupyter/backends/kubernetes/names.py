@@ -20,6 +20,7 @@ __all__ = [
     "INDEX",
     "LABELS",
     "LIB_PATH",
+    "LOADED",
     "MANAGED_BY",
     "MANAGER",
     "NAME",
@@ -86,7 +87,9 @@ RESOURCES = "kubetorch.dev/resources"
 TTL = "kubetorch.dev/ttl"
 #: Unix time.
 CREATED = "kubetorch.dev/created"
-ANNOTATIONS = (OWNER, SPEC, RESOURCES, TTL, CREATED)
+#: Its pods have had their code: from then on the revision is the service.
+LOADED = "kubetorch.dev/loaded"
+ANNOTATIONS = (OWNER, SPEC, RESOURCES, TTL, CREATED, LOADED)
 
 # The pod
 
