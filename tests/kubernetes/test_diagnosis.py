@@ -24,6 +24,12 @@ SCHEDULING, IMAGE, STARTING = Phase.SCHEDULING, Phase.IMAGE, Phase.STARTING
 def test_a_pod_that_runs_is_connected_to() -> None:
     seen = diagnosed("running")
     assert (seen.phase, seen.detail, seen.running, seen.weight) == (Phase.CONNECTING, "", 1, 0)
+    assert [diagnosed(name).state for name in ("running", "image-pulling", "gated", "no-python")] == [
+        "running",
+        "starting",
+        "pending",
+        "failed",
+    ]
 
 
 def test_an_image_on_its_way_is_named() -> None:
@@ -34,7 +40,7 @@ def test_an_image_on_its_way_is_named() -> None:
 def test_nothing_is_there_yet() -> None:
     seen = diagnose(Facts("train"), None, [], [], now=0.0)
     assert (seen.phase, seen.weight) == (SCHEDULING, 0)
-    error = expired(Facts("train"), seen, 900)
+    error = expired(seen, 900)
     assert type(error) is ServiceTimeoutError
     assert isinstance(error, TimeoutError)
     assert "900 s (launch_timeout)" in str(error)
@@ -50,6 +56,9 @@ def test_a_job_that_its_deployer_has_not_released_has_no_reason() -> None:
     job["metadata"]["labels"] = {}
     seen = diagnosed("queue", job=job)
     assert (seen.phase, seen.detail, seen.curable) == (SCHEDULING, "", None)
+    later = diagnosed("queue", job=job, at=recorded("queue")["at"] + 60)
+    assert later.kind == "suspended"
+    assert not later.room
 
 
 def test_kueues_own_words() -> None:
@@ -103,7 +112,7 @@ def test_a_mount_that_has_come_right_is_forgotten() -> None:
 def test_a_quota_that_the_last_revision_holds_is_waited_for() -> None:
     seen = diagnosed("quota-alone", Facts("train", quota_held=True))
     assert seen.error is None
-    assert "last revision gives back" in str(expired(Facts("train"), seen, 3))
+    assert "last revision gives back" in str(expired(seen, 3))
     # It isn't the cluster that has no room.
     assert not seen.room
 
@@ -255,7 +264,7 @@ def test_a_pod_that_goes_away_is_waited_for_until_another_one_is_there() -> None
 def test_a_pod_that_its_node_refused() -> None:
     seen = diagnosed("node-rejects")
     assert (seen.kind, seen.reason, seen.error) == ("node", "OutOfnvidia.com/gpu", None)
-    assert "requested: 9" in str(expired(Facts("train"), seen, 1))
+    assert "requested: 9" in str(expired(seen, 1))
 
 
 def test_more_disk_than_was_asked_for_is_not_waited_for() -> None:

@@ -215,7 +215,7 @@ def test_recorded(case: Case) -> None:
     else:
         assert seen.error is None
         assert seen.curable
-        error = expired(Facts("train", "team-a"), seen, 2)
+        error = expired(seen, 2)
         assert "2 s" in str(error)
     assert type(error) is case.error
     for words in ('service "train"', *case.says):

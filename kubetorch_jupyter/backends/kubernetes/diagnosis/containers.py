@@ -148,6 +148,8 @@ def _ended(facts: Facts, pod: Raw, status: Raw, ended: Raw, *, previous: bool) -
     if reason == "OOMKilled":
         what = f'ran out of memory at its start: container "{name}" was OOMKilled ({limits(pod, name)})'
         todo = "Ask for more with kt.Compute(memory_limit=...)"
+        if "no limit" in limits(pod, name):
+            todo = "It has no limit, its node had no memory left: ask for what it needs with kt.Compute(memory=...)"
         return fatal(facts, "oom", reason, PodContainerError, what, todo, phase=Phase.STARTING)
     if code == 0:
         return None if not previous else _restarting(name, ended, reason, restarts)

@@ -218,7 +218,9 @@ def _one(pod: Raw, name: str, ended: Raw, previous: bool) -> Death:
     code, reason = ended.get("exitCode"), ended.get("reason")
     if reason == "OOMKilled":
         # With cgroup v1 only a child may have been killed: the exit code is then the container's own, even 0.
-        how = f'its container "{name}" ran out of memory ({limits(pod, name)}; kt.Compute(memory_limit=...) gives more)'
+        sizes = limits(pod, name)
+        more = "memory" if "no limit" in sizes else "memory_limit"
+        how = f'its container "{name}" ran out of memory ({sizes}; kt.Compute({more}=...) gives more)'
         return Death("oom", how, container=name, oom_killed=True)
     if code == 0:
         return Death("ended", "it ended by itself (exit code 0): nobody had used it, or it was torn down")

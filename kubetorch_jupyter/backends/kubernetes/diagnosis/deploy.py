@@ -70,7 +70,7 @@ def diagnose(facts: Facts, job: Raw | None, pods: Sequence[Raw], events: Sequenc
         refused = refused_pods(facts, events_of(own, job))
         found.append(refused if refused is not None else Diagnosis(Phase.SCHEDULING))
     if not found:
-        return Diagnosis(Phase.SCHEDULING)
+        found.append(Diagnosis(Phase.SCHEDULING))
     # Of two that are as bad, the one that is less far.
     worst = min(found, key=lambda one: (-one.weight, _ORDER.index(one.phase)))
     told = worst.told(facts, event_lines(own), running=running)

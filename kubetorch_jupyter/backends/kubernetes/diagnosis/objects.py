@@ -36,7 +36,7 @@ __all__ = [
 Raw = Mapping[str, Any]
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_LONGEST = 300
+_LONGEST = 1000
 
 
 def name_of(thing: Raw | None) -> str:
