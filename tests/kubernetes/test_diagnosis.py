@@ -314,3 +314,10 @@ def test_events_of_others_are_left_out() -> None:
     others = recorded("image-not-found")["events"]
     seen = diagnosed("running", events=others)
     assert (seen.phase, list(seen.events)) == (Phase.CONNECTING, [])
+
+
+def test_a_container_of_the_users_own_may_end() -> None:
+    seen = recorded("running")
+    done = {"name": "sidecar", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    seen["pods"][0]["status"]["containerStatuses"].append(done)
+    assert diagnosed("running", pods=seen["pods"]).phase is Phase.CONNECTING

@@ -24,6 +24,7 @@ __all__ = [
     "limits",
     "message_of",
     "name_of",
+    "node_lost",
     "one_line",
     "quantity",
     "seconds_of",
@@ -37,6 +38,8 @@ Raw = Mapping[str, Any]
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
 _LONGEST = 1000
+#: Times of one thing that are told by two objects differ by less, in seconds.
+_SAME = 2.0
 
 
 def name_of(thing: Raw | None) -> str:
@@ -246,6 +249,20 @@ def event_lines(events: Iterable[Raw], most: int = 20) -> list[str]:
         often = f" ({count} times)" if count > 1 else ""
         lines.append(f"{about(event).get('name', '')}: {event.get('reason')}: {one_line(message_of(event))}{often}")
     return lines
+
+
+def node_lost(pod: Raw | None, events: Iterable[Raw]) -> Raw | None:
+    """The event that says that a pod's node isn't heard of, if that is so still.
+
+    Kubernetes makes it as it takes the pod's readiness away. A node that comes back gives that back, with a later time.
+    """
+    last = latest(events, "NodeNotReady")
+    if last is None or pod is None:
+        return last
+    ready = condition(pod, "Ready")
+    since = time_of(ready.get("lastTransitionTime"))
+    same = since is not None and abs(event_time(last) - since) <= _SAME
+    return last if ready.get("status") == "False" and same else None
 
 
 def one_line(text: str) -> str:
