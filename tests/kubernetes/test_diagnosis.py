@@ -321,3 +321,24 @@ def test_a_container_of_the_users_own_may_end() -> None:
     done = {"name": "sidecar", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
     seen["pods"][0]["status"]["containerStatuses"].append(done)
     assert diagnosed("running", pods=seen["pods"]).phase is Phase.CONNECTING
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (
+            "CreateContainerError",
+            'failed to reserve container name "front_a": name "front_a" is reserved for "1a2b"',
+        ),
+        ("CreateContainerError", "context deadline exceeded"),
+        ("RunContainerError", "failed to create containerd task: context deadline exceeded: unknown"),
+        ("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition"),
+    ],
+)
+def test_a_slow_node_is_waited_for(reason: str, words: str) -> None:
+    seen = recorded("run-as-root")
+    for status in seen["pods"][0]["status"]["containerStatuses"]:
+        status["state"] = {"waiting": {"reason": reason, "message": words}}
+    slow = diagnosed("run-as-root", pods=seen["pods"])
+    assert (slow.phase, slow.reason, slow.error) == (Phase.STARTING, reason, None)
+    assert slow.curable

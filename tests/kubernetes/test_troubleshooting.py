@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from .recordings import RECORDED, diagnosed, recorded
 
 PAGE = (ROOT / "docs" / "kubernetes-troubleshooting.md").read_text()
-#: What no recording has: a cluster with taints, autoscalers, webhooks or lost nodes, or a Job that somebody suspends.
+#: What no recording has: a cluster with taints, autoscalers or lost nodes, or a Job that somebody suspends.
 NOT_RECORDED = {
     "untolerated taint",
     "a node is being added",
@@ -20,7 +20,6 @@ NOT_RECORDED = {
     "which isn't ready",
     "isn't ready any more",
     "waits for a volume",
-    "admission webhook",
     "has been suspended for",
 }
 
