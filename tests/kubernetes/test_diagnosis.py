@@ -342,3 +342,50 @@ def test_a_slow_node_is_waited_for(reason: str, words: str) -> None:
     slow = diagnosed("run-as-root", pods=seen["pods"])
     assert (slow.phase, slow.reason, slow.error) == (Phase.STARTING, reason, None)
     assert slow.curable
+
+
+@pytest.mark.parametrize(
+    ("words", "fatal"),
+    [
+        ("nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1", True),
+        ("failed to create containerd task: context deadline exceeded", False),
+    ],
+)
+def test_other_errors_of_a_start(words: str, fatal: bool) -> None:
+    seen = recorded("no-shell-backoff")
+    text = json.dumps(seen["pods"])
+    before = seen["pods"][0]["status"]["containerStatuses"][0]["lastState"]["terminated"]["message"]
+    seen["pods"] = json.loads(text.replace(json.dumps(before), json.dumps(words)))
+    found = diagnosed("no-shell-backoff", pods=seen["pods"])
+    assert (found.kind, found.error is not None) == ("container", fatal)
+    assert words in str(found.error or found.curable)
+
+
+def test_what_a_claim_waits_for_is_told() -> None:
+    seen = recorded("claim-unbound")
+    claim = {"kind": "PersistentVolumeClaim", "name": "data"}
+    words = 'storageclass.storage.k8s.io "nosuch" not found'
+    said = {"involvedObject": claim, "reason": "ProvisioningFailed", "message": words}
+    other = {"involvedObject": {**claim, "name": "other"}, "reason": "ProvisioningFailed", "message": "no"}
+    assert diagnosed("claim-unbound", events=[*seen["events"], said, other]).detail.endswith(f"; {words}")
+
+
+def test_pods_that_make_room_are_told_of() -> None:
+    pods = recorded("unschedulable-gpu")["pods"]
+    pods[0]["status"]["nominatedNodeName"] = "node-7"
+    assert "making room on node node-7" in diagnosed("unschedulable-gpu", pods=pods).detail
+
+
+def test_a_network_that_is_not_there_yet_is_waited_for() -> None:
+    seen = recorded("secret-missing-volume")
+    pod = seen["pods"][0]["metadata"]
+    said = {
+        "involvedObject": {"kind": "Pod", "name": pod["name"], "uid": pod["uid"]},
+        "reason": "FailedCreatePodSandBox",
+        "message": 'Failed to create pod sandbox: plugin type="calico" failed (add): connection is unauthorized',
+        "lastTimestamp": "2099-01-01T00:00:00Z",
+        "count": 5,
+    }
+    found = diagnosed("secret-missing-volume", events=[said])
+    assert (found.kind, found.error) == ("sandbox", None)
+    assert "waits for its network" in str(found.curable)

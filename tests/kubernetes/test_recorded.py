@@ -147,6 +147,7 @@ CASES = [
         "image will run as root",
     ),
     Case("no-shell", STARTING, "command", PodContainerError, True, ["has no /bin/nothing"], "has no /bin/nothing"),
+    Case("no-shell-backoff", STARTING, "command", PodContainerError, True, ["has no /bin/nothing"], "/bin/nothing"),
     Case(
         "oom-start",
         STARTING,

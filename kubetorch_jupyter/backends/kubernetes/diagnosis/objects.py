@@ -62,9 +62,16 @@ def time_of(text: object) -> float | None:
 
 
 def seconds_of(begin: object, end: object) -> float | None:
-    """Seconds between two of the API's times."""
+    """Seconds between two of the API's times; None where one is missing, or is that of what never began (1970).
+
+    Examples
+    --------
+    >>> seconds_of("2026-11-27T10:00:00Z", "2026-11-27T10:00:02Z")
+    2.0
+    >>> seconds_of("1970-01-01T00:00:00Z", "2026-11-27T10:00:02Z")
+    """
     first, last = time_of(begin), time_of(end)
-    return None if first is None or last is None else last - first
+    return last - first if first and last else None
 
 
 def condition(thing: Raw, kind: str) -> Raw:
