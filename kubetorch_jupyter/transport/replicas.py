@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..errors import KubetorchError
 from .endpoint import Endpoint
-from .session import Session, get_session
+from .session import Session
+from .sharing import get_session
 
 __all__ = ["Replicas"]
 
@@ -51,7 +52,7 @@ class Replicas:
 
     def lost(self) -> list[str]:
         """Why pods of it have ended, for those that are known to have."""
-        errors = (endpoint.gone() for endpoint in self.endpoints if endpoint.gone is not None)
+        errors = (endpoint.gone(False) for endpoint in self.endpoints if endpoint.gone is not None)
         return [error.reason or "it is gone" for error in errors if error is not None]
 
     @property

@@ -35,7 +35,7 @@ async def endpoint(
     service: str,
     pod: Mapping[str, Any],
     token: str,
-    gone: Callable[[], PodLostError | None] | None = None,
+    gone: Callable[[bool], PodLostError | None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Endpoint:
     """Where that pod's front can be reached from here; nobody need listen there yet.

@@ -15,7 +15,7 @@ from pod_server.wire import Buffer
 from ...errors import KubetorchError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
-from ...transport.session import get_session
+from ...transport.sharing import get_session
 from ..base import Progress
 from . import manifests, names
 from .bundle import Bundle
@@ -192,7 +192,7 @@ class Rollout:
             await asyncio.sleep(_LOOK)
 
     async def _calls(self, job: Raw) -> int:
-        """How many calls run in a revision's pods, which send the next ones elsewhere; 0 for those that don't answer."""
+        """How many calls run in a revision's pods, which send the next elsewhere; 0 for those that don't answer."""
         token = await self._space.token(job)
         if token is None:
             return 0

@@ -106,6 +106,8 @@ def _spec(plan: Plan) -> dict[str, Any]:
 def _container(plan: Plan, name: str, arguments: Sequence[str]) -> dict[str, Any]:
     compute = plan.compute
     container: dict[str, Any] = {"name": name, "image": plan.image}
+    # A crash is told with its last lines in the pod's own status.
+    container["terminationMessagePolicy"] = "FallbackToLogsOnError"
     if compute.image_pull_policy is not None:
         container["imagePullPolicy"] = compute.image_pull_policy
     python = compute.image.python_path if compute.image is not None else None
