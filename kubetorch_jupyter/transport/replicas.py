@@ -52,8 +52,12 @@ class Replicas:
 
     def lost(self) -> list[str]:
         """Why pods of it have ended, for those that are known to have."""
-        errors = (endpoint.gone(False) for endpoint in self.endpoints if endpoint.gone is not None)
+        errors = (each.gone(self._drains(each)) for each in self.endpoints if each.gone is not None)
         return [error.reason or "it is gone" for error in errors if error is not None]
+
+    def _drains(self, endpoint: Endpoint) -> bool:
+        session = self._sessions.get(endpoint.key)
+        return session is not None and session.draining
 
     @property
     def draining(self) -> bool:

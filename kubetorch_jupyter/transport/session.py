@@ -277,6 +277,7 @@ class Session:
     def _on_result(self, exchange: Exchange, frame: Frame) -> None:
         meta = frame.meta
         if frame.flags & wire.F_ERROR and (meta.get("error") or {}).get("type") == "PodTerminatedError":
+            self.welcome["draining"] = True
             lost = self.endpoint.gone(True) if self.endpoint.gone is not None else None
             if lost is not None:  # who ended the pod knows why, and the pod doesn't
                 self._fail(exchange, lost)
