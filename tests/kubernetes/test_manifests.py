@@ -417,6 +417,7 @@ def _in_pod(**part: Any) -> dict[str, Any]:
         ({"spec": {"template": {"metadata": {"labels": {names.REVISION: "x"}}}}}, "spec.template.metadata.labels"),
         (_in_pod(restartPolicy="Never"), "spec.template.spec.restartPolicy"),
         (_in_pod(shareProcessNamespace=True), "spec.template.spec.shareProcessNamespace"),
+        (_in_pod(hostPID=True), "spec.template.spec.hostPID"),
         (_in_pod(subdomain="x"), "spec.template.spec.subdomain"),
         (_in_pod(containers=None), "spec.template.spec.containers"),
         (_in_pod(containers=[{"image": "x"}]), "spec.template.spec.containers"),

@@ -51,6 +51,7 @@ _OURS: Mapping[_Path, str] = {
     (*_POD, "subdomain"): _EACH_OTHER,
     (*_POD, "hostname"): _EACH_OTHER,
     (*_POD, "shareProcessNamespace"): "the code could read the service's token",
+    (*_POD, "hostPID"): "the code could read the service's token",
     (*_CONTAINERS, "*", "command"): "it starts the service",
     (*_CONTAINERS, "*", "args"): "it starts the service",
     (*_FRONT, "ports"): "the client connects there",
