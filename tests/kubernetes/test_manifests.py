@@ -341,7 +341,13 @@ def test_the_newest_that_lives() -> None:
 def test_the_spec_hash_is_of_what_only_a_new_pod_can_change() -> None:
     base = spec_hash(Compute(cpus=1), "b")
     assert base == spec_hash(Compute(cpus="1000m", env_vars={"A": "1"}, concurrency=3, inactivity_ttl="1h"), "b")
+    image = Image(image_id=IMAGE)
+    steps = image.pip_install(["numpy"]).run_bash("true").set_env_vars({"A": "1"})
+    assert spec_hash(Compute(image=image), "b") == spec_hash(
+        Compute(image=steps, namespace="x", detach=True, kubeconfig_path="/k"), "b"
+    )
     others = [
+        spec_hash(Compute(cpus=1, image=Image(python_path="/py")), "b"),
         spec_hash(Compute(cpus=1), "c"),
         spec_hash(Compute(cpus=2), "b"),
         spec_hash(Compute(cpus=1, volumes=["v"]), "b"),
