@@ -149,7 +149,8 @@ def _literal(text: str) -> str:
 def _front(volume_mounts: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "ports": [{"name": names.PORT_NAME, "containerPort": names.PORT, "protocol": "TCP"}],
-        "env": _env({"HOME": names.TMP, "TMPDIR": names.TMP}),
+        # Of a CUDA image NVIDIA's runtime gives a container every GPU of the node, unless it says that it wants none.
+        "env": _env({"HOME": names.TMP, "TMPDIR": names.TMP, "NVIDIA_VISIBLE_DEVICES": "void"}),
         "resources": {"requests": {"cpu": "20m", "memory": "96Mi"}},
         # The client waits for neither: it tries the session. A front that answers nothing for a minute has hung.
         "readinessProbe": {**_probe("/ready"), "periodSeconds": 5, "timeoutSeconds": 3},
