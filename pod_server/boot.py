@@ -94,7 +94,7 @@ def _set_path(root, part):
         theirs = [os.path.abspath(p) for p in os.environ.pop("PYTHONPATH", "").split(os.pathsep) if p]
         sys.path[:] = [ours, needed] + [p for p in path if os.path.abspath(p) not in theirs]
     else:
-        sys.path[:] = [ours, *path, needed]
+        sys.path[:] = [ours] + path + [needed]
 
 
 def _complete_library():
