@@ -45,8 +45,7 @@ def _unpack(archive, lib):
     path = os.path.join(lib, hashlib.sha256(packed).hexdigest()[:16])
     if os.path.isdir(path):
         return path
-    if not os.path.isdir(lib):
-        os.makedirs(lib)
+    os.makedirs(lib, exist_ok=True)
     lock = os.open(os.path.join(lib, ".lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -6,6 +6,7 @@ and the tests that need the difference are left out.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -15,15 +16,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kubetorch_jupyter.backends.kubernetes.bundle import Bundle, make_bundle
 from kubetorch_jupyter.shipping import pack
 from pod_server import serialization
 from pod_server.wire import F_BULK, F_ERROR, FrameType
 from tests.pod_server.podtools import TOKEN, Client, until
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -176,13 +179,33 @@ class Containers:
     def __enter__(self) -> Containers:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: object, *exc: object) -> None:
+        if kind is not None:
+            for part in ("front", "worker"):
+                print(f"-- {part}", self.log(part), sep="\n")
         self.close()
+
+
+def of_a_cell(target: T) -> T:
+    """A function or class of a notebook's cell, which travels by value."""
+    for part in (target, *(v for v in vars(target).values() if callable(v))):
+        part.__module__ = "__main__"
+    return target
+
+
+def on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """A test that is a coroutine."""
+
+    @functools.wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        asyncio.run(test(*args, **kwargs))
+
+    return run
 
 
 def load_of(target: Any, version: str = "v1", **meta: Any) -> tuple[dict[str, Any], list[bytes]]:
     """Meta and buffers of a LOAD, as the client makes them."""
-    bundle = pack(target, **{k: meta.pop(k) for k in ("init_args",) if k in meta})
+    bundle = pack(target, sync_dir=False)
     full = {**bundle.meta, "version": version, "worker": "w", **meta}
     return full, [bytes(b) for b in bundle.buffers]
 
@@ -222,8 +245,6 @@ class User(Client):
         raise AssertionError(f"not {state}: {status}")
 
     async def wait(self, seconds: float) -> None:
-        import asyncio
-
         await asyncio.sleep(seconds)
 
 
