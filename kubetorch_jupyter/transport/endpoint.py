@@ -37,3 +37,8 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
     gone: Callable[[], str | None] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What tells it from others: with the token, because another pod may get the port of one that has ended."""
+        return self.url, self.token
