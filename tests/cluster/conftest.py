@@ -290,7 +290,7 @@ def place(user: User) -> OnTheCluster:
     return OnTheCluster(user)
 
 
-# -- kernels: what differs between them has nothing to do with where the pods are ---------------------------------------
+# -- kernels: what differs between them has nothing to do with where pods are ------------------------------------------
 
 
 @pytest.fixture(params=[NEWEST])

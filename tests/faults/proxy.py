@@ -157,6 +157,9 @@ class Proxy:
         started.set()
         self._loop.run_forever()
         server.close()
+        # Their connections were reset; a task that is cancelled instead would be complained of by asyncio's streams.
+        if tasks := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=2))
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
