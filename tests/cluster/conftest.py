@@ -76,12 +76,11 @@ class User:
         }
 
     def ours(self) -> list[str]:
-        """All objects of ours in the namespace, but what other users of it have."""
+        """All objects of ours in the namespace, of users whose names begin with this one's."""
         found = []
         for kind in KINDS:
             for item in self.api.list(kind, OURS):
-                labels = item["metadata"].get("labels", {})
-                if labels.get("kubetorch.dev/owner", self.name) == self.name:
+                if item["metadata"]["labels"].get("kubetorch.dev/owner", self.name).startswith(self.name):
                     found.append(f"{kind} {item['metadata']['name']}")
         return sorted(found)
 
@@ -213,7 +212,7 @@ def _nothing_left_in_the_namespace(request: pytest.FixtureRequest, user: User, _
     A kernel's services outlive it here, so those are ended now; tests in this process have to end their own.
     """
     yield
-    services = [info.name for info in kt.services() if info.owner.get("user") == user.name]
+    services = [info.name for info in kt.services() if str(info.owner.get("user")).startswith(user.name)]
     for name in services:
         kt.teardown(name)
     deadline = time.monotonic() + GONE

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,15 @@ class _Recipe:
     public: str | None = None
 
 
+_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_DEPENDENCIES = tuple(line.split(";")[0].strip() for line in _PROJECT["dependencies"])
+_IMPORTED = ("numpy", "aiohttp", "requests", "pandas", "matplotlib", "ipython")
+
 RECIPES = {
-    "python": _Recipe(packages=("numpy", "aiohttp", "requests"), public=f"python:{MINOR}-slim"),
-    "examples": _Recipe(packages=("numpy", "aiohttp", "requests", "pandas", "matplotlib", "ipython")),
+    # What the document's examples, the notebooks and the tests' cells import.
+    "examples": _Recipe(packages=_IMPORTED),
+    # A notebook server's, in the cluster: what this project depends on, but not the project.
+    "client": _Recipe(packages=(*_IMPORTED, *_DEPENDENCIES, "nbclient")),
     "pip": _Recipe(packages=("pip",), public=f"python:{MINOR}-slim"),
     "python310": _Recipe("3.10", public="python:3.10-slim"),
     "python313": _Recipe("3.13", public="python:3.13-slim"),

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.conftest import User
 from tests.cluster.node import Node
-from tests.conftest import NEWEST
+from tests.conftest import NEWEST, kernel_variables
 from tests.test_notebooks import NOTEBOOKS, Runner, check, executed
+
+
+@pytest.fixture(scope="module")
+def variables_of(user: User) -> Callable[[Path], dict[str, str]]:
+    """A user for each: they run beside each other, and some call their services the same."""
+    return lambda path: {**kernel_variables, "KT_USERNAME": f"{user.name}-{path.stem}"}
 
 
 @pytest.mark.kernel
