@@ -146,7 +146,6 @@ class Link:
             except (AuthenticationError, VersionMismatchError, PodLostError):
                 raise
             except (OSError, KubetorchError) as e:
-                service = self._endpoint.service
                 lost = self._endpoint.gone() if self._endpoint.gone is not None else None
                 if lost is not None:
                     raise lost from e

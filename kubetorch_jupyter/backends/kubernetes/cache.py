@@ -316,7 +316,7 @@ def _claims(pod: Mapping[str, Any]) -> set[str]:
 
 
 def _time(event: Mapping[str, Any]) -> str:
-    # RFC 3339 in UTC sorts as text. Of one second, those with microseconds come first: the scheduler's, which are first.
+    # RFC 3339 in UTC sorts as text. Those with microseconds, the scheduler's, come first of one second.
     series = event.get("series") or {}
     metadata = event.get("metadata") or {}
     return str(

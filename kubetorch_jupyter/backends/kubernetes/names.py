@@ -17,6 +17,7 @@ __all__ = [
     "CREATED",
     "FRONT",
     "HOME",
+    "INDEX",
     "LABELS",
     "LIB_PATH",
     "MANAGED_BY",
@@ -44,6 +45,7 @@ __all__ = [
     "cut",
     "full_name",
     "headless_name",
+    "index_of",
     "job_name",
     "label_value",
     "labels",
@@ -70,6 +72,9 @@ VERSION = "kubetorch.dev/version"
 LABELS = (MANAGED_BY, NAME, SERVICE, REVISION, OWNER, NOTEBOOK, VERSION)
 #: Kueue's, on the Job only.
 QUEUE = "kueue.x-k8s.io/queue-name"
+
+#: The rank of a pod, put there by the Job controller.
+INDEX = "batch.kubernetes.io/job-completion-index"
 
 # Annotations of the Job
 
@@ -190,6 +195,20 @@ def headless_name(service: str) -> str:
 def pod_host_name(job: str, index: int) -> str:
     """The host name that a Job gives to its pod of that index."""
     return f"{job}-{index}"
+
+
+def index_of(pod: Mapping[str, Any]) -> int:
+    """The rank of a pod among the replicas.
+
+    Examples
+    --------
+    >>> index_of({"metadata": {"labels": {"batch.kubernetes.io/job-completion-index": "2"}}})
+    2
+    """
+    meta: Mapping[str, Any] = pod.get("metadata") or {}
+    # Before Kubernetes 1.28 it is an annotation only.
+    found = (meta.get("labels") or {}).get(INDEX) or (meta.get("annotations") or {}).get(INDEX)
+    return int(found) if found is not None and str(found).isdecimal() else 0
 
 
 def peer_names(job: str, service: str, replicas: int) -> list[str]:

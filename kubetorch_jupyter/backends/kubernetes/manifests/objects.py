@@ -85,11 +85,14 @@ def headless_service(plan: Plan, owners: Sequence[Mapping[str, Any]] = ()) -> di
 def secret(
     plan: Plan, token: str, code: bytes | None = None, owners: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """The Secret with the service's token, and its code when that is known."""
+    """The Secret with the service's token, and its code when that is known.
+
+    Each revision has its own: a new pod must not begin with the code of the revision that it replaces.
+    """
     data = {"token": token.encode()}
     if code is not None:
         data["code"] = code
-    return _secret(_metadata(plan, plan.service, owners), data)
+    return _secret(_metadata(plan, plan.job_name, owners), data)
 
 
 def user_secrets(plan: Plan, owners: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:

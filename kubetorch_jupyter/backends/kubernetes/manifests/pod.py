@@ -253,7 +253,7 @@ def _mounts(plan: Plan) -> tuple[list[dict[str, Any]], list[dict[str, Any]], lis
         shm["sizeLimit"] = _size(compute.shared_memory_limit)
     pod: list[dict[str, Any]] = [
         {"name": "bundle", "configMap": {"name": names.bundle_name(plan.bundle), "defaultMode": 0o444}},
-        {"name": "secret", "secret": {"secretName": plan.service, "defaultMode": readable}},
+        {"name": "secret", "secret": {"secretName": plan.job_name, "defaultMode": readable}},
         {"name": "run", "emptyDir": {}},
         {"name": "lib", "emptyDir": {}},
         {"name": "front-tmp", "emptyDir": {}},
