@@ -117,7 +117,8 @@ class Compute:
     launch_timeout
         Seconds until a deploy is given up.
     working_dir
-        Absolute path that the code runs in; by default this process's folder (locally) or the image's.
+        Absolute path that the code runs in; by default this process's folder (locally) or the image's, where that can be
+        written to, else the home folder.
     shared_memory_limit
         Size of ``/dev/shm``.
     allowed_serialization
