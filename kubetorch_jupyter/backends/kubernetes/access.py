@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 from weakref import WeakKeyDictionary
 
-from ...errors import ConnectionFailedError, KubernetesCredentialsError
+from ...errors import ConnectionFailedError, KubernetesCredentialsError, PodLostError
 from ...transport.endpoint import Endpoint
 from ...transport.tunnel import tunnel
 from ...transport.websocket import POD_HEADER
@@ -36,7 +36,7 @@ async def endpoint(
     service: str,
     pod: Mapping[str, Any],
     token: str,
-    gone: Callable[[], str | None] | None = None,
+    gone: Callable[[bool], PodLostError | None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Endpoint:
     """Where that pod's front can be reached from here; nobody need listen there yet.

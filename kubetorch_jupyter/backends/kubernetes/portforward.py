@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ...errors import ConnectionFailedError, KubernetesCredentialsError, KubetorchError
+from ...errors import ConnectionFailedError, KubernetesCredentialsError, KubetorchError, PodLostError
 from ...transport.endpoint import Endpoint
 from ...transport.portal import get_portal
 from .client import Cluster, Kind
@@ -51,7 +51,7 @@ async def forward(
     pod: Mapping[str, Any],
     port: int,
     token: str,
-    gone: Callable[[], str | None] | None,
+    gone: Callable[[bool], PodLostError | None] | None,
     proxy: str | None,
 ) -> Endpoint:
     """An endpoint on this machine for a pod's port; the listener lives as long as somebody has the endpoint.
