@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from ...errors import ConnectionFailedError, DeployError
+from ...errors import ConnectionFailedError, DeployError, KubernetesCredentialsError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
 from ..base import Progress
 from . import names
 from .access import probe
 from .diagnosis import Diagnosis, Facts, LogWanted, diagnose, expired
-from .manifests import Plan
+from .manifests import Plan, read_service
 from .space import Raw, Space
 
 __all__ = ["Waiting"]
@@ -58,8 +58,15 @@ class Waiting:
     def facts(self) -> Facts:
         """What a diagnosis starts from."""
         plan = self._plan
+        job = self._space.job(plan.service, plan.revision)
+        fields = read_service(job) if job is not None else None
         return Facts(
-            plan.service, plan.namespace, plan.compute.replicas, quota_held=self._quota_held, logs=dict(self._logs)
+            plan.service,
+            plan.namespace,
+            plan.compute.replicas,
+            quota_held=self._quota_held,
+            loaded=fields is not None and fields.loaded,
+            logs=dict(self._logs),
         )
 
     def expired(self, seconds: float) -> DeployError:
@@ -172,6 +179,9 @@ class Waiting:
                     return
             except ConnectionFailedError:
                 pass  # the API server is away for a moment; the deploy's own time limit ends this
+            except KubernetesCredentialsError:
+                if not self._space.cluster.waking:
+                    raise
             except DeployError as e:
                 if e.reason != "NotFound":
                     raise
