@@ -8,19 +8,16 @@ blocking and awaiting faces are made in `module` and by `Service`'s methods for 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import re
 import time
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pod_server.processes import start_of
 
-from . import shipping
 from .backends import get_backend
 from .backends.base import Backend, Event, ServiceSpec
 from .backends.notes import local_notes
@@ -38,7 +35,9 @@ from .errors import (
 from .identity import describe_client
 from .interface import Interface
 from .markup import summary
+from .packing import fit
 from .progress import DeployProgress, Phase
+from .shipping import PYTHON
 from .streams import Output, open_output
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
@@ -118,6 +117,12 @@ class Service:
         """The open session, for calls that need not wait for one; else None."""
         session = self._session
         return session if session is not None and session.usable and not self.torn_down else None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the pod is known to have another minor version of Python."""
+        session = self._session
+        return session is not None and session.welcome.get("python", PYTHON) != PYTHON
 
     async def session(self) -> Session:
         """The open session to a pod of this service; runs on the portal.
@@ -295,28 +300,17 @@ def _run(coro: Coroutine[Any, Any, T]) -> T:
 
 # -- deploying ---------------------------------------------------------------------------------------------------------
 
-#: One thread packs: pickling is the user's code (``__getstate__``) and long for large values, so it belongs neither on
-#: the portal nor on the kernel's loop; several at once would only fight for the interpreter lock.
-_packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
-
 #: Deploys of one name from this process go one after the other, so that the last one typed is the one that lives.
 _deploying: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
 def _after_fork() -> None:
-    global _packer, _deploying
-    _packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
+    global _deploying
     _deploying = weakref.WeakValueDictionary()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-async def pack(make: Callable[[], shipping.Bundle]) -> shipping.Bundle:
-    """Run ``make`` on the packing thread, in this context."""
-    context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_packer, context.run, make)
 
 
 async def deploy(
@@ -351,6 +345,7 @@ async def deploy(
         service.endpoint = info.endpoint
         session = await service._connect(info.endpoint)
         await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
+        await fit(code, session, progress)
         live = (await session.request("status")).get("code")
         if live is not None:
             if live["kind"] != service.kind:
@@ -410,6 +405,7 @@ async def _load(
     output: Output | None,
 ) -> str:
     """Load the code into the pod unless it is there; what happened, for people (``{took}`` is to be filled in)."""
+    await fit(code, session, progress)
     version, worker = code.fingerprints()
     if live is not None and live["version"] == version:
         return "is unchanged: the same instance goes on"

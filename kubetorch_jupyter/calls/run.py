@@ -47,12 +47,14 @@ Outcome = tuple[int, Mapping[str, Any], Sequence[wire.Buffer]] | Exception
 
 
 def encode_arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, *, snapshot: bool
+    target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, *, snapshot: bool
 ) -> Payload:
     """The payload of a call.
 
     Parameters
     ----------
+    target
+        What is called: whether its pod has this Python is what counts.
     args, kwargs
         The arguments.
     options
@@ -75,7 +77,7 @@ def encode_arguments(
             )
         value = args[0] if args else None
     try:
-        return serialization.dumps(value, ser=ser, snapshot=snapshot)
+        return serialization.dumps(value, ser=ser, snapshot=snapshot, foreign=target.foreign or None)
     except serialization.TooLargeError as e:
         raise PayloadTooLargeError(str(e), size=e.size, limit=serialization.MAX_BYTES) from None
     except serialization.EncodeError as e:

@@ -1,0 +1,255 @@
+"""Functions and classes made of their source, for a client of another Python: bytecode is good for its own minor only.
+
+The client pickles a callable with all that it uses, as always. Where that pickle would have bytecode it has a `Piece`
+of source instead, and the functions here, which the pickle calls, compile it. A function is compiled, not executed
+again: its defaults, closure, decorators and attributes are the live ones. A class statement is executed, so that what
+Python or a library generates for a class (dataclasses, enums, named tuples) is made by the Python that is to run it.
+"""
+
+from __future__ import annotations
+import __future__
+
+import ast
+import builtins
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import CellType, CodeType, FunctionType
+from typing import Any, NamedTuple
+
+__all__ = [
+    "FEATURES",
+    "Piece",
+    "Space",
+    "code_of",
+    "compile_piece",
+    "fill_cell",
+    "make_alias",
+    "make_class",
+    "make_function",
+    "member",
+    "set_class",
+    "set_function",
+    "set_globals",
+]
+
+#: The compiler flags of all ``from __future__`` imports.
+FEATURES = 0
+for _name in __future__.all_feature_names:
+    FEATURES |= getattr(__future__, _name).compiler_flag
+
+
+class Piece(NamedTuple):
+    """The source of one definition.
+
+    Parameters
+    ----------
+    file
+        The name of the file or cell that it is from.
+    text
+        The lines of a ``def`` or ``class`` with its decorators, as they stand there; or the text of a lambda.
+    line
+        The number of its first line.
+    column
+        Of a lambda: where it begins in that line.
+    name
+        As its code object has it.
+    within
+        The class around it, for names that begin with two underscores; empty when there is none.
+    free
+        The variables of functions around it that it uses.
+    flags
+        ``from __future__`` imports.
+    """
+
+    file: str
+    text: str
+    line: int
+    column: int | None
+    name: str
+    within: str = ""
+    free: tuple[str, ...] = ()
+    flags: int = 0
+
+
+def _parse(piece: Piece) -> Any:
+    """The statement, with the line numbers and columns that it has in its file."""
+    if piece.column is not None:
+        text = "\n" * (piece.line - 1) + "(" + " " * (piece.column - 1) + piece.text + "\n)"
+        return ast.parse(text, piece.file).body[0]
+    if piece.text[:1] in (" ", "\t") and piece.line > 1:
+        tree: Any = ast.parse("\n" * (piece.line - 2) + "if 1:\n" + piece.text, piece.file)
+        return tree.body[0].body[0]
+    return ast.parse("\n" * (piece.line - 1) + piece.text, piece.file).body[0]
+
+
+def compile_piece(piece: Piece, without: Sequence[int] = ()) -> CodeType:
+    """The code of a module that has this definition and nothing else; it is in the scopes that it is in.
+
+    Parameters
+    ----------
+    without
+        The decorators that are left out, counted from the first.
+
+    Raises
+    ------
+    SyntaxError
+        When this Python doesn't know the syntax.
+    """
+    node = _parse(piece)
+    if without:
+        node.decorator_list = [d for i, d in enumerate(node.decorator_list) if i not in without]
+    body = [node]
+    if piece.within:
+        body = _inside(f"class {piece.within}: pass", body)
+    if piece.free:
+        body = _inside(f"def scope({', '.join(piece.free)}): pass", body)
+    flags = piece.flags & FEATURES
+    code: CodeType = compile(ast.Module(body=body, type_ignores=[]), piece.file, "exec", flags, dont_inherit=True)
+    return code
+
+
+def _inside(head: str, body: list[Any]) -> list[Any]:
+    outer: Any = ast.parse(head).body[0]
+    outer.body = body
+    return [outer]
+
+
+def code_of(piece: Piece) -> CodeType:
+    r"""The code object of a function's piece.
+
+    Examples
+    --------
+    >>> code = code_of(Piece("cell.py", "def f(x):\n    return x\n", 7, None, "f"))
+    >>> code.co_name, code.co_firstlineno
+    ('f', 7)
+    """
+    todo = [compile_piece(piece)]
+    while todo:
+        code = todo.pop(0)
+        if code.co_name == piece.name and code.co_firstlineno == piece.line:
+            return code
+        todo += [const for const in code.co_consts if isinstance(const, CodeType)]
+    raise ValueError(f"{piece.file}, line {piece.line}: there is no {piece.name}")
+
+
+class Space:
+    """The globals of what one deploy brings: one namespace for the notebook, and one for each other module.
+
+    What is unpickled inside ``with space.open():`` goes there.
+    """
+
+    def __init__(self) -> None:
+        self._namespaces: dict[str, dict[str, Any]] = {}
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Make functions and classes here meanwhile."""
+        token = _space.set(self)
+        try:
+            yield
+        finally:
+            _space.reset(token)
+
+    def namespace(self, key: str, base: Mapping[str, Any] = {}) -> dict[str, Any]:
+        """One of them, made when it is asked for first."""
+        found = self._namespaces.get(key)
+        if found is None:
+            found = self._namespaces[key] = {"__builtins__": builtins, **base}
+        return found
+
+    def add(self, later: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        """Set globals: ``(key of the namespace, {name: value})``."""
+        for key, values in later:
+            self.namespace(key).update(values)
+
+    def main(self) -> dict[str, Any]:
+        """The notebook's."""
+        return self.namespace("__main__", {"__name__": "__main__"})
+
+
+_space: ContextVar[Space] = ContextVar("kubetorch-space")
+
+
+# -- what the pickles call ---------------------------------------------------------------------------------------------
+
+
+def make_function(key: str, base: Mapping[str, Any], piece: Piece, cells: Mapping[str, CellType]) -> FunctionType:
+    """A function without its globals, which `set_function` gives it."""
+    code = code_of(piece)
+    closure = tuple(cells[name] for name in code.co_freevars)
+    return FunctionType(code, _space.get().namespace(key, base), piece.name, None, closure)
+
+
+def set_globals(key: str, values: Mapping[str, Any], submodules: Sequence[Any]) -> None:
+    """Give functions what they use; it is a step of its own, to be done before what comes next is unpickled.
+
+    The submodules are those that code uses as attributes of a package; they are imported by being unpickled.
+    """
+    _space.get().namespace(key).update(values)
+
+
+def set_function(function: FunctionType, state: tuple[None, Mapping[str, Any], Mapping[str, Any]]) -> None:
+    """Give a function what it has: ``(set_globals(...), __dict__, attributes)``."""
+    _, own, attributes = state
+    function.__dict__.update(own)
+    for name, value in attributes.items():
+        setattr(function, name, value)
+
+
+def make_class(
+    key: str, base: Mapping[str, Any], piece: Piece, needed: Mapping[str, Any], without: Sequence[int], bound: bool
+) -> Any:
+    """Execute a class statement.
+
+    Parameters
+    ----------
+    key, base
+        The namespace, and what it begins with.
+    piece, without
+        As for `compile_piece`.
+    needed
+        The globals that it uses while it is executed.
+    bound
+        Whether its name stands for it.
+    """
+    namespace = _space.get().namespace(key, base)
+    namespace.update(needed)
+    made: dict[str, Any] = {}
+    main = vars(sys.modules["__main__"])
+    # dataclasses and typing look names of annotations up in the module that the class says it is of.
+    lent = [name for name in namespace if name not in main]
+    main.update((name, namespace[name]) for name in lent)
+    try:
+        exec(compile_piece(piece, without), namespace, made)
+    finally:
+        for name in lent:
+            main.pop(name, None)
+    if bound:
+        namespace[piece.name] = made[piece.name]
+    return made[piece.name]
+
+
+def set_class(cls: Any, state: tuple[None, Mapping[str, Any]]) -> None:
+    """Give a class the attributes that it has got since its statement: ``(set_globals(...), attributes)``."""
+    for name, value in state[1].items():
+        setattr(cls, name, value)
+
+
+def member(owner: Any, name: str) -> Any:
+    """The function or class of that name that is defined in a class."""
+    found = vars(owner)[name]
+    return found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+
+
+def fill_cell(cell: CellType, contents: tuple[Any]) -> None:
+    """Set a closure's variable."""
+    cell.cell_contents = contents[0]
+
+
+def make_alias(name: str, value: Any) -> Any:
+    """A ``type X = ...`` of Python 3.12 and later."""
+    import typing
+
+    return typing.TypeAliasType(name, value)  # type: ignore[attr-defined, unused-ignore]
