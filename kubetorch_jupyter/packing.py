@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+from .backends.base import Progress
 from .code import Code
-from .progress import DeployProgress
 from .shipping import PYTHON, Bundle
 from .transport.session import Session
 
@@ -36,7 +36,7 @@ async def pack(make: Callable[[], Bundle]) -> Bundle:
     return await asyncio.get_running_loop().run_in_executor(_packer, context.run, make)
 
 
-async def fit(code: Code, session: Session, progress: DeployProgress) -> None:
+async def fit(code: Code, session: Session, progress: Progress | None = None) -> None:
     """Pack the code for the Python that the pod has, unless it is packed for that.
 
     Raises
@@ -46,7 +46,7 @@ async def fit(code: Code, session: Session, progress: DeployProgress) -> None:
     """
     python, again = session.welcome.get("python"), code.bundle.again
     if python and again is not None and python != code.bundle.python:
-        if python != PYTHON:
+        if python != PYTHON and progress is not None:
             name = code.bundle.meta["name"]
             progress.note(f"the pod has Python {python}, not {PYTHON}: {name} goes by its source")
         code.bundle = await pack(functools.partial(again, python))

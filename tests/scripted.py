@@ -419,6 +419,9 @@ class ScriptedTarget:
         self._session = await get_session(self.pod.endpoint)
         return self._session
 
+    async def session_of(self, id: str) -> Session:
+        return await self.session()
+
 
 PLAIN = CallOptions(stream_logs=False)
 SHOWN = CallOptions()

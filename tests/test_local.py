@@ -96,7 +96,8 @@ def test_a_deploy_leaves_the_loop_free(runtime: Path) -> None:
 def test_many_at_once(runtime: Path) -> None:
     async def all_of_them() -> list[Endpoint]:
         specs = [ServiceSpec(f"t-{n}", kt.Compute()) for n in range(5)]
-        return list(await asyncio.gather(*(local_backend().apply(spec, Lines()) for spec in specs)))
+        revisions = await asyncio.gather(*(local_backend().apply(spec, Lines()) for spec in specs))
+        return [endpoint for revision in revisions for endpoint in revision.endpoints]
 
     assert len({endpoint.url for endpoint in get_portal().run(all_of_them())}) == 5
 

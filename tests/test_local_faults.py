@@ -270,7 +270,7 @@ def test_a_pod_ends_in_the_moment_of_the_next_deploy(runtime: Path) -> None:
         while not started.result()._waiting:
             await asyncio.sleep(0.001)
         os.kill(root, signal.SIGCONT)
-        return (await task).url
+        return (await task).endpoints[0].url
 
     os.kill(root, signal.SIGSTOP)
     try:
@@ -322,6 +322,6 @@ def test_a_deployer_that_dies_is_not_waited_for(runtime: Path) -> None:
             task = asyncio.ensure_future(local_backend().apply(ServiceSpec("t-one", kt.Compute()), Watching()))
             await waiting.wait()
             other.process.kill()
-            return (await task).url
+            return (await task).endpoints[0].url
 
         assert get_portal().run(wait_and_deploy(), 10).startswith("http")

@@ -152,8 +152,8 @@ class Session:
         self._closed = True
         self._portal.farewells.discard(self.close)
         sessions = _sessions(self._portal)
-        if sessions.get(_key(self.endpoint)) is self:
-            del sessions[_key(self.endpoint)]
+        if sessions.get(self.endpoint.key) is self:
+            del sessions[self.endpoint.key]
         self._bulk.close()
 
     def _lose(self, error: KubetorchError, *, shut: bool = True) -> None:
@@ -449,11 +449,6 @@ class Session:
 _registry: dict[Portal, dict[tuple[str, str], Session]] = {}
 
 
-def _key(endpoint: Endpoint) -> tuple[str, str]:
-    # With the token, because another pod may get the port of one that has ended.
-    return endpoint.url, endpoint.token
-
-
 def _sessions(portal: Portal) -> dict[tuple[str, str], Session]:
     return _registry.setdefault(portal, {})
 
@@ -479,11 +474,11 @@ async def get_session(endpoint: Endpoint, *, connect: bool = True) -> Session | 
     """
     portal = get_portal()
     sessions = _sessions(portal)
-    session = sessions.get(_key(endpoint))
+    session = sessions.get(endpoint.key)
     if session is None or not session.usable:
         if not connect:
             return None
-        session = sessions[_key(endpoint)] = Session(endpoint)
+        session = sessions[endpoint.key] = Session(endpoint)
         session.opening = portal.loop.create_task(session.open())
         session.opening.add_done_callback(session.opened)
     if session.opening is not None:
