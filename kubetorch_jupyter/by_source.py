@@ -12,6 +12,7 @@ import ast
 import functools
 import io
 import os
+import pickle
 import pickletools
 import sys
 import types
@@ -24,11 +25,12 @@ from cloudpickle import cloudpickle as _cp
 from pod_server import by_source as far
 from pod_server import serialization
 from pod_server._pickling import Pickler
+from pod_server._unpicklable import describe
 
 from .definitions import NoSource, class_piece, function_piece, functions_of, is_written, names_of_class
 from .fingerprint import is_by_value
 
-__all__ = ["NoSource", "SourcePickler", "dumps", "failure"]
+__all__ = ["NoSource", "SourcePickler", "dump_arguments", "dumps", "failure"]
 
 #: What of a namespace its functions may look at.
 _OF_MODULE = ("__package__", "__name__", "__path__", "__file__")
@@ -51,6 +53,46 @@ def dumps(value: Any) -> list[serialization.Buffer]:
     return buffers
 
 
+def dump_arguments(value: Any, *, snapshot: bool) -> list[serialization.Buffer]:
+    """The buffers of a call's arguments, in which functions and classes of the notebook go by their source too.
+
+    What the pod has of the same source stays what it is there.
+
+    Raises
+    ------
+    pod_server.serialization.EncodeError
+        When something can't be sent; names it, and a path to it.
+    """
+    used = False
+
+    class Watched(SourcePickler):
+        def _class(self, cls: type) -> Any:
+            nonlocal used
+            used = True
+            return super()._class(cls)
+
+        def _function(self, function: types.FunctionType) -> Any:
+            nonlocal used
+            used = True
+            return super()._function(function)
+
+    try:
+        buffers = serialization.dump_with(Watched, value, snapshot)
+    except Exception as e:
+        if isinstance(e, MemoryError):
+            raise
+        path, type_name, reason = describe(value, e, failure)
+        if isinstance(e, NoSource):
+            reason = f"the pod has another Python, so that functions and classes go by their source, and {e}"
+        raise serialization.EncodeError(f"can't send {path} ({type_name}): {reason}", path, type_name) from e
+    if (size := serialization.nbytes(buffers)) > serialization.MAX_BYTES:
+        raise serialization.TooLargeError(size)
+    if not used:
+        return buffers
+    call = _Step(far.load_arguments, bytes(buffers[0]), [pickle.PickleBuffer(b) for b in buffers[1:]])
+    return [pickle.dumps(call, 5, buffer_callback=lambda _: False), *buffers[1:]]
+
+
 def _has_bytecode(data: bytes) -> bool:
     """Whether a pickle is among the bytes that a pickle has, and code in it."""
     file = io.BytesIO(data)
@@ -71,7 +113,7 @@ def failure(value: object) -> Exception | None:
 
 
 def _is_users_class(obj: Any) -> bool:
-    return obj.__module__ != "builtins" and is_by_value(obj)
+    return obj.__module__ not in sys.builtin_module_names and is_by_value(obj)
 
 
 def _say(what: str, obj: Any, reason: NoSource | str) -> NoSource:

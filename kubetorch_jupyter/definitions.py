@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import CodeType, FunctionType
 from typing import Any
 
-from pod_server.by_source import FEATURES, Piece, code_of, compile_piece
+from pod_server.by_source import FEATURES, Piece, code_of, compile_piece, find_code
 
 from .fingerprint import is_users
 
@@ -39,6 +39,7 @@ class _File:
     def __init__(self, text: str, tree: ast.Module) -> None:
         self.lines = text.splitlines(keepends=True)
         self.nodes: list[ast.AST] = list(ast.walk(tree))
+        self.tree = tree
         self.parents = {child: node for node in self.nodes for child in ast.iter_child_nodes(node)}
         self.text = text
 
@@ -101,16 +102,31 @@ def function_piece(function: FunctionType) -> Piece:
         if piece is None:
             continue
         found = True
-        try:
-            if _same(code_of(piece), code):
-                return piece
-        except (SyntaxError, ValueError):  # e.g. a comment that ends the lines of a lambda
-            continue
+        if any(_same(made, code) for made in _compile(file, node, piece)):
+            return piece
     if found:
         raise NoSource(f"isn't what {_place(code)} says: the text has changed since it was defined")
     if code.co_name == "<lambda>":
         raise NoSource("has no source of its own, as it would in `name = lambda ...`")
     raise NoSource(f"isn't found in {_place(code)}: the text has changed since it was defined")
+
+
+def _compile(file: _File, node: ast.AST, piece: Piece) -> Iterator[CodeType]:
+    """What the node may have given: by itself, as IPython compiles, and with the imports that stand beside it.
+
+    Python 3.11 calls what is an attribute of a module otherwise if it sees the import.
+    """
+    try:
+        yield code_of(piece)
+        statement = [node, *file.around(node)][-2]
+        for beside in ([], [n for n in file.tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]):
+            tree = ast.Module(body=[*beside, statement], type_ignores=[])  # type: ignore[list-item]
+            flags = piece.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            made = find_code(compile(tree, piece.file, "exec", flags, dont_inherit=True), piece.name, piece.line)
+            if made is not None:
+                yield made
+    except (SyntaxError, ValueError):  # e.g. a comment that ends the lines of a lambda
+        return
 
 
 def _place(code: CodeType) -> str:

@@ -11,7 +11,10 @@ import __future__
 
 import ast
 import builtins
+import io
+import pickle
 import sys
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -25,6 +28,8 @@ __all__ = [
     "code_of",
     "compile_piece",
     "fill_cell",
+    "find_code",
+    "load_arguments",
     "make_alias",
     "make_class",
     "make_function",
@@ -125,23 +130,66 @@ def code_of(piece: Piece) -> CodeType:
     >>> code.co_name, code.co_firstlineno
     ('f', 7)
     """
-    todo = [compile_piece(piece)]
+    found = find_code(compile_piece(piece), piece.name, piece.line)
+    if found is None:
+        raise ValueError(f"{piece.file}, line {piece.line}: there is no {piece.name}")
+    return found
+
+
+def find_code(code: CodeType, name: str, line: int) -> CodeType | None:
+    """The outermost function of that name and first line."""
+    todo = [code]
     while todo:
         code = todo.pop(0)
-        if code.co_name == piece.name and code.co_firstlineno == piece.line:
+        if code.co_name == name and code.co_firstlineno == line:
             return code
         todo += [const for const in code.co_consts if isinstance(const, CodeType)]
-    raise ValueError(f"{piece.file}, line {piece.line}: there is no {piece.name}")
+    return None
+
+
+#: What the functions and classes of ``__main__`` were made of here.
+_pieces: weakref.WeakKeyDictionary[Any, Piece] = weakref.WeakKeyDictionary()
+#: What has come with arguments and was given its name in ``__main__``.
+_brought: dict[str, Any] = {}
 
 
 class Space:
     """The globals of what one deploy brings: one namespace for the notebook, and one for each other module.
 
     What is unpickled inside ``with space.open():`` goes there.
+
+    Parameters
+    ----------
+    known
+        For arguments: what ``__main__`` has of the same source stays as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: bool = False) -> None:
+        self.known = known
+        self._kept: dict[int, Any] = {}
         self._namespaces: dict[str, dict[str, Any]] = {}
+
+    def keep(self, piece: Piece) -> Any:
+        """What there is of this source already, if that counts; else None."""
+        if not self.known or piece.free:
+            return None
+        found = vars(sys.modules["__main__"]).get(piece.name)
+        if not isinstance(found, (type, FunctionType)) or (known := _pieces.get(found)) is None:
+            return None
+        if (known.text, known.flags) != (piece.text, piece.flags):
+            return None
+        self._kept[id(found)] = found
+        return found
+
+    def is_kept(self, made: Any) -> bool:
+        """Whether something was there before."""
+        return id(made) in self._kept
+
+    def name(self, piece: Piece, made: Any) -> None:
+        """Let a class that came with arguments be found by its name, so that it can be part of results."""
+        main = vars(sys.modules["__main__"])
+        if self.known and main.get(piece.name) is _brought.get(piece.name):
+            main[piece.name] = _brought[piece.name] = made
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -176,10 +224,15 @@ _space: ContextVar[Space] = ContextVar("kubetorch-space")
 
 
 def make_function(key: str, base: Mapping[str, Any], piece: Piece, cells: Mapping[str, CellType]) -> FunctionType:
-    """A function without its globals, which `set_function` gives it."""
+    """A function without its globals, which `set_globals` sets."""
+    space = _space.get()
+    if (found := space.keep(piece)) is not None:
+        return found  # type: ignore[no-any-return]
     code = code_of(piece)
     closure = tuple(cells[name] for name in code.co_freevars)
-    return FunctionType(code, _space.get().namespace(key, base), piece.name, None, closure)
+    function = FunctionType(code, space.namespace(key, base), piece.name, None, closure)
+    _pieces[function] = piece
+    return function
 
 
 def set_globals(key: str, values: Mapping[str, Any], submodules: Sequence[Any]) -> None:
@@ -193,6 +246,8 @@ def set_globals(key: str, values: Mapping[str, Any], submodules: Sequence[Any]) 
 def set_function(function: FunctionType, state: tuple[None, Mapping[str, Any], Mapping[str, Any]]) -> None:
     """Give a function what it has: ``(set_globals(...), __dict__, attributes)``."""
     _, own, attributes = state
+    if _space.get().is_kept(function):
+        return
     function.__dict__.update(own)
     for name, value in attributes.items():
         setattr(function, name, value)
@@ -214,7 +269,10 @@ def make_class(
     bound
         Whether its name stands for it.
     """
-    namespace = _space.get().namespace(key, base)
+    space = _space.get()
+    if (found := space.keep(piece)) is not None:
+        return found
+    namespace = space.namespace(key, base)
     namespace.update(needed)
     made: dict[str, Any] = {}
     main = vars(sys.modules["__main__"])
@@ -226,15 +284,19 @@ def make_class(
     finally:
         for name in lent:
             main.pop(name, None)
+    cls = made[piece.name]
+    _pieces[cls] = piece
     if bound:
-        namespace[piece.name] = made[piece.name]
-    return made[piece.name]
+        namespace[piece.name] = cls
+        space.name(piece, cls)
+    return cls
 
 
 def set_class(cls: Any, state: tuple[None, Mapping[str, Any]]) -> None:
     """Give a class the attributes that it has got since its statement: ``(set_globals(...), attributes)``."""
-    for name, value in state[1].items():
-        setattr(cls, name, value)
+    if not _space.get().is_kept(cls):
+        for name, value in state[1].items():
+            setattr(cls, name, value)
 
 
 def member(owner: Any, name: str) -> Any:
@@ -253,3 +315,14 @@ def make_alias(name: str, value: Any) -> Any:
     import typing
 
     return typing.TypeAliasType(name, value)  # type: ignore[attr-defined, unused-ignore]
+
+
+def load_arguments(data: bytes, buffers: Sequence[Any]) -> Any:
+    """What a call's arguments are when there are functions or classes of the notebook among them."""
+    space = Space(known=True)
+    with space.open():
+        unpickler = pickle.Unpickler(io.BytesIO(data), buffers=buffers)
+        value = unpickler.load()
+        while (later := unpickler.load()) is not None:
+            space.add(later)
+    return value

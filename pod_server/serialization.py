@@ -148,7 +148,7 @@ def _plain(value: Any, left: int = 32) -> int:
     return -1
 
 
-def dumps(value: Any, *, ser: str = "pickle", snapshot: bool = False, foreign: bool | None = None) -> list[Buffer]:
+def dumps(value: Any, *, ser: str = "pickle", snapshot: bool = False) -> list[Buffer]:
     """The buffers of a value.
 
     Parameters
@@ -159,9 +159,6 @@ def dumps(value: Any, *, ser: str = "pickle", snapshot: bool = False, foreign: b
         ``"pickle"``; ``"json"``: one buffer of JSON; ``"none"``: the value is bytes and travels as it is.
     snapshot
         Copy the memory of arrays, since it may change before it has been sent.
-    foreign
-        For a Python of another minor version: functions and classes of ``__main__`` go by their names, since bytecode
-        would mean nothing there. None: as `set_foreign` has said.
 
     Returns
     -------
@@ -190,7 +187,7 @@ def dumps(value: Any, *, ser: str = "pickle", snapshot: bool = False, foreign: b
             data = pickle.dumps(value, 5)
             if len(data) <= MAX_BYTES:
                 return [data]
-        buffers = _dump_any(value, snapshot, foreign)
+        buffers = _dump_any(value, snapshot)
     elif ser == "json":
         buffers = [_dump_json(value)]
     elif ser == "none":
@@ -203,14 +200,13 @@ def dumps(value: Any, *, ser: str = "pickle", snapshot: bool = False, foreign: b
     return buffers
 
 
-def _dump_any(value: Any, snapshot: bool, foreign: bool | None) -> list[Buffer]:
-    by_name = _foreign if foreign is None else foreign
+def _dump_any(value: Any, snapshot: bool) -> list[Buffer]:
     try:
-        return dump_with(NamePickler if by_name else Pickler, value, snapshot)
+        return dump_with(NamePickler if _foreign else Pickler, value, snapshot)
     except Exception as e:
         if isinstance(e, MemoryError):
             raise
-        path, type_name, reason = describe(value, e, name_failure if by_name else failure)
+        path, type_name, reason = describe(value, e, name_failure if _foreign else failure)
         raise EncodeError(f"can't send {path}, {_an(type_name)}: {reason}", path, type_name) from e
 
 
@@ -237,7 +233,11 @@ _foreign = False
 
 
 def set_foreign(foreign: bool) -> None:
-    """Say whether the other side is of another Python, for what doesn't say so itself: in a pod, the code's client."""
+    """Say, in a pod, whether the code's client has another Python.
+
+    Then functions and classes of ``__main__`` go by their names: they are the client's own, and bytecode would mean
+    nothing there.
+    """
     global _foreign
     _foreign = foreign
 

@@ -115,7 +115,11 @@ class Podlet:
         return self._ask("call", method, self._dumps(args, kwargs))
 
     def _dumps(self, args: Any, kwargs: Any) -> Any:
-        return serialization.dumps((args, kwargs), foreign=self.foreign)
+        if self.foreign:
+            from kubetorch_jupyter import by_source  # which the far side doesn't have
+
+            return by_source.dump_arguments((args, kwargs), snapshot=False)
+        return serialization.dumps((args, kwargs))
 
     def eval(self, expression: str) -> Any:
         """The value of an expression there; it sees ``sys``, ``os`` and ``code``."""

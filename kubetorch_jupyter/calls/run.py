@@ -18,6 +18,7 @@ from typing import Any
 from pod_server import serialization, wire
 from pod_server.wire import FrameType, LogKind
 
+from ..by_source import dump_arguments
 from ..errors import (
     CallCancelledError,
     CallTimeoutError,
@@ -77,7 +78,9 @@ def encode_arguments(
             )
         value = args[0] if args else None
     try:
-        return serialization.dumps(value, ser=ser, snapshot=snapshot, foreign=target.foreign or None)
+        if ser == "pickle" and target.foreign:
+            return dump_arguments(value, snapshot=snapshot)
+        return serialization.dumps(value, ser=ser, snapshot=snapshot)
     except serialization.TooLargeError as e:
         raise PayloadTooLargeError(str(e), size=e.size, limit=serialization.MAX_BYTES) from None
     except serialization.EncodeError as e:
