@@ -461,6 +461,14 @@ def test_lambdas_without_a_name(cells: Cells) -> None:
     assert "lambda can't be sent" in refused(cells["f1"])
 
 
+def test_a_preview_for_another_python(cells: Cells) -> None:
+    cells.run("n = 3\ndef f():\n    return n\ndef g():\n    return h()\nh = (lambda: 1,)[0]\n")
+    assert [c.path for c in kt.preview(cells["f"], python=OTHER).captured] == ["f.<globals>.n"]
+    assert kt.preview(cells["g"]).size
+    with pytest.raises(kt.VersionMismatchError, match=f"{OTHER} in the pod.*the lambda of line 6"):
+        kt.preview(cells["g"], python=OTHER)
+
+
 def test_code_without_source(cells: Cells) -> None:
     exec("def made(x):\n    return x", cells.namespace)
     cells.run("def f():\n    return made(1)\n")

@@ -285,7 +285,11 @@ def _set_up(hooks: Sequence[str]) -> None:
         return  # they are the client package's, which needs a newer Python; who imports it here hears of that
     for hook in hooks:
         module, _, function = hook.partition(":")
-        getattr(importlib.import_module(module), function)()
+        try:
+            imported = importlib.import_module(module)
+        except ImportError:  # a client that doesn't run on this Python; code that imports it will be told
+            continue
+        getattr(imported, function)()
 
 
 def _unpickle(buffers: Sequence[Buffer], space: Space | None) -> tuple[Any, Any]:
