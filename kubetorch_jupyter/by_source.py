@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import abc
 import ast
+import enum
 import functools
+import inspect
 import io
 import os
 import pickle
@@ -18,7 +20,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from cloudpickle import cloudpickle as _cp
 
@@ -47,7 +49,7 @@ def dumps(value: Any) -> list[serialization.Buffer]:
     Exception
         What else pickling raises.
     """
-    buffers = serialization.dump_with(SourcePickler, value)
+    buffers = _dump(value)
     if b"CodeType" in buffers[0] and _has_bytecode(bytes(buffers[0])):
         raise NoSource("something that it uses has bytecode in a pickle of its own, as numba's functions do")
     return buffers
@@ -63,21 +65,9 @@ def dump_arguments(value: Any, *, snapshot: bool) -> list[serialization.Buffer]:
     pod_server.serialization.EncodeError
         When something can't be sent; names it, and a path to it.
     """
-    used = False
-
-    class Watched(SourcePickler):
-        def _class(self, cls: type) -> Any:
-            nonlocal used
-            used = True
-            return super()._class(cls)
-
-        def _function(self, function: types.FunctionType) -> Any:
-            nonlocal used
-            used = True
-            return super()._function(function)
-
+    picklers: list[SourcePickler] = []
     try:
-        buffers = serialization.dump_with(Watched, value, snapshot)
+        buffers = _dump(value, snapshot, picklers)
     except Exception as e:
         if isinstance(e, MemoryError):
             raise
@@ -87,7 +77,7 @@ def dump_arguments(value: Any, *, snapshot: bool) -> list[serialization.Buffer]:
         raise serialization.EncodeError(f"can't send {path} ({type_name}): {reason}", path, type_name) from e
     if (size := serialization.nbytes(buffers)) > serialization.MAX_BYTES:
         raise serialization.TooLargeError(size)
-    if not used:
+    if not picklers[-1].has_sources:
         return buffers
     call = _Step(far.load_arguments, bytes(buffers[0]), [pickle.PickleBuffer(b) for b in buffers[1:]])
     return [pickle.dumps(call, 5, buffer_callback=lambda _: False), *buffers[1:]]
@@ -101,6 +91,19 @@ def _has_bytecode(data: bytes) -> bool:
             if isinstance(value, (bytes, bytearray)) and value[:1] == b"\x80" and b"CodeType" in value:
                 return True
     return False
+
+
+def _dump(value: Any, snapshot: bool = False, made: list[SourcePickler] | None = None) -> list[serialization.Buffer]:
+    picklers = made if made is not None else []
+
+    def make(kind: type[SourcePickler], *args: Any, **kwargs: Any) -> SourcePickler:
+        picklers.append(kind(*args, **kwargs))
+        return picklers[-1]
+
+    try:
+        return serialization.dump_with(functools.partial(make, SourcePickler), value, snapshot)
+    except NoSource:  # if only an annotation is in the way, its text does as well
+        return serialization.dump_with(functools.partial(make, _Bare), value, snapshot)
 
 
 def failure(value: object) -> Exception | None:
@@ -141,10 +144,15 @@ class SourcePickler(Pickler):
         super().__init__(*args, **kwargs)
         #: The namespaces of functions: a key for each, and the dict itself, so that its id stays its own.
         self._keys: dict[int, tuple[str, Any]] = {}
-        #: Classes whose statement has been gone into, and how often.
-        self._begun: dict[type, int] = {}
+        #: Classes whose statement has been gone into, by id, and how often.
+        self._begun: dict[int, int] = {}
         #: Globals to be set at the end: ``(key of the namespace, {name: value})``.
         self._later: list[tuple[str, dict[str, Any]]] = []
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether there was anything that goes by its source."""
+        return bool(self._keys or self._begun)
 
     def dump(self, obj: Any) -> None:
         """Write the value, what has to wait until then, and None."""
@@ -197,10 +205,15 @@ class SourcePickler(Pickler):
 
     def _globals(self, key: str, used: dict[str, Any], submodules: list[Any]) -> _Step:
         """The step that sets globals; a class whose statement is being gone into has to wait."""
-        later = {name: value for name, value in used.items() if isinstance(value, type) and self._begun.get(value) == 1}
+        later = {
+            name: value for name, value in used.items() if isinstance(value, type) and self._begun.get(id(value)) == 1
+        }
         if later:
             self._later.append((key, later))
         return _Step(far.set_globals, key, {n: v for n, v in used.items() if n not in later}, submodules)
+
+    def _annotations(self, function: types.FunctionType) -> dict[str, Any]:
+        return dict(function.__annotations__)
 
     def _function(self, function: types.FunctionType) -> Any:
         owner, _, name = function.__qualname__.rpartition(".")
@@ -223,7 +236,7 @@ class SourcePickler(Pickler):
         cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=True))
         attributes = {name: getattr(function, name) for name in _NAMES}
         attributes |= {"__defaults__": function.__defaults__, "__kwdefaults__": function.__kwdefaults__}
-        attributes["__annotations__"] = dict(function.__annotations__)
+        attributes["__annotations__"] = self._annotations(function)
         key, base = self._space(function.__globals__)
         submodules = _submodules(code, [*used.values(), *map(_contents, cells.values())])
         state = (self._globals(key, used, submodules), function.__dict__, attributes)
@@ -234,8 +247,8 @@ class SourcePickler(Pickler):
     def _class(self, cls: type) -> Any:
         # It is asked for again as long as its arguments aren't written: something that its statement needs refers to
         # it. Then it is made from there, and pickle drops what was begun; a second time there is no end to it.
-        self._begun[cls] = self._begun.get(cls, 0) + 1
-        if self._begun[cls] > 2:
+        self._begun[id(cls)] = self._begun.get(id(cls), 0) + 1
+        if self._begun[id(cls)] > 2:
             raise _say("class", cls, "needs itself while its statement is executed")
         namespace = _namespace_of(cls)
         owner, _, name = cls.__qualname__.rpartition(".")
@@ -248,6 +261,8 @@ class SourcePickler(Pickler):
             without = [i for i, d in enumerate(node.decorator_list) if _is_users_decorator(d, namespace)]
             now, later = names_of_class(piece, node, without)
         except NoSource as e:
+            if (plain := _plain(cls)) is not None:
+                return plain
             raise _say("class", cls, e) from None
         needed = {name: namespace[name] for name in now if name in namespace and namespace[name] is not cls}
         used = {name: namespace[name] for name in later if name in namespace}
@@ -261,6 +276,13 @@ class SourcePickler(Pickler):
         state = (self._globals(key, used, submodules), attributes)
         bound = namespace.get(cls.__name__) is cls
         return far.make_class, (key, base, piece, needed, tuple(without), bound), state, None, None, far.set_class
+
+
+class _Bare(SourcePickler):
+    """The same with the names of functions' annotations in place of what they are."""
+
+    def _annotations(self, function: types.FunctionType) -> dict[str, Any]:
+        return {name: inspect.formatannotation(value) for name, value in function.__annotations__.items()}
 
 
 # -- what things are ---------------------------------------------------------------------------------------------------
@@ -311,6 +333,17 @@ def _namespace_of(cls: type) -> dict[str, Any]:
         if function.__module__ == cls.__module__ and function.__globals__.get("__name__") == cls.__module__:
             return function.__globals__
     return vars(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else {}
+
+
+def _plain(cls: Any) -> Any:
+    """A named tuple or enum that was made by a call: what makes another; None for anything else."""
+    if cls.__bases__ == (tuple,) and hasattr(cls, "_field_defaults"):
+        parts: Any = (cls._fields, tuple(cls._field_defaults.values()))
+        return far.make_plain, ("tuple", cls.__name__, cls.__module__, parts)
+    if isinstance(cls, enum.EnumMeta) and len(cls.__bases__) == 1 and cls.__bases__[0].__module__ == "enum":
+        parts = (cls.__bases__[0], [(m.name, m.value) for m in cast("Any", cls)])
+        return far.make_plain, ("enum", cls.__name__, cls.__module__, parts)
+    return None
 
 
 def _is_users_decorator(node: ast.expr, namespace: dict[str, Any]) -> bool:

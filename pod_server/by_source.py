@@ -11,6 +11,8 @@ import __future__
 
 import ast
 import builtins
+import collections
+import enum
 import io
 import pickle
 import sys
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import CellType, CodeType, FunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 __all__ = [
     "FEATURES",
@@ -33,6 +35,7 @@ __all__ = [
     "make_alias",
     "make_class",
     "make_function",
+    "make_plain",
     "member",
     "set_class",
     "set_function",
@@ -149,6 +152,22 @@ def find_code(code: CodeType, name: str, line: int) -> CodeType | None:
 
 #: What the functions and classes of ``__main__`` were made of here.
 _pieces: weakref.WeakKeyDictionary[Any, Piece] = weakref.WeakKeyDictionary()
+
+
+def _remember(made: Any, piece: Piece) -> None:
+    try:
+        _pieces[made] = piece
+    except TypeError:  # of a metaclass without a hash: it is made anew each time that it comes
+        return
+
+
+def _piece_of(made: Any) -> Piece | None:
+    try:
+        return _pieces.get(made)
+    except TypeError:  # as above
+        return None
+
+
 #: What has come with arguments and was given its name in ``__main__``.
 _brought: dict[str, Any] = {}
 
@@ -174,9 +193,8 @@ class Space:
         if not self.known or piece.free:
             return None
         found = vars(sys.modules["__main__"]).get(piece.name)
-        if not isinstance(found, (type, FunctionType)) or (known := _pieces.get(found)) is None:
-            return None
-        if (known.text, known.flags) != (piece.text, piece.flags):
+        known = _piece_of(found) if isinstance(found, (type, FunctionType)) else None
+        if known is None or (known.text, known.flags) != (piece.text, piece.flags):
             return None
         self._kept[id(found)] = found
         return found
@@ -231,7 +249,7 @@ def make_function(key: str, base: Mapping[str, Any], piece: Piece, cells: Mappin
     code = code_of(piece)
     closure = tuple(cells[name] for name in code.co_freevars)
     function = FunctionType(code, space.namespace(key, base), piece.name, None, closure)
-    _pieces[function] = piece
+    _remember(function, piece)
     return function
 
 
@@ -285,11 +303,33 @@ def make_class(
         for name in lent:
             main.pop(name, None)
     cls = made[piece.name]
-    _pieces[cls] = piece
+    _remember(cls, piece)
     if bound:
         namespace[piece.name] = cls
         space.name(piece, cls)
     return cls
+
+
+def make_plain(kind: str, name: str, module: str, parts: tuple[Any, ...]) -> Any:
+    """A class that was made by a call and not by a statement.
+
+    Parameters
+    ----------
+    kind, parts
+        ``"tuple"``: the fields and defaults of a named tuple; ``"enum"``: the base and the members.
+    name, module
+        The class's.
+    """
+    found = vars(sys.modules["__main__"]).get(name) if _space.get().known and module == "__main__" else None
+    if kind == "tuple":
+        fields, defaults = parts
+        if isinstance(found, type) and getattr(found, "_fields", None) == fields:
+            return found
+        return collections.namedtuple(name, fields, defaults=defaults, module=module)  # noqa: PYI024 - not known here
+    base, members = parts
+    if isinstance(found, enum.EnumMeta) and [(m.name, m.value) for m in cast("Any", found)] == members:
+        return found
+    return base(name, members, module=module)
 
 
 def set_class(cls: Any, state: tuple[None, Mapping[str, Any]]) -> None:

@@ -333,6 +333,54 @@ def test_kinds_of_classes(cells: Cells, far: Far) -> None:
     )
 
 
+def test_classes_made_by_a_call(cells: Cells, far: Far) -> None:
+    cells.run(
+        "import collections, enum\n"
+        "Size = collections.namedtuple('Size', 'w h', defaults=[7])\n"
+        "Way = enum.Enum('Way', 'LEFT RIGHT')\n"
+        "def f(size, way):\n    return Size(size.w + 1), way is Way.LEFT, Way.RIGHT, isinstance(size, Size)\n"
+    )
+    size, left, right, same = far.run(cells["f"], cells["Size"](1, 2), cells["Way"].LEFT)
+    assert (type(size), size, left, same) == (cells["Size"], (2, 7), True, True)
+    assert right is cells["Way"].RIGHT
+
+
+def test_classes_of_a_library_and_odd_places(cells: Cells, far: Far) -> None:
+    cells.run(
+        "import functools, typing, dataclasses\n"
+        "@functools.total_ordering\n"
+        "class Total:\n"
+        "    def __init__(self, n): self.n = n\n"
+        "    def __lt__(self, other): return self.n < other.n\n"
+        "@dataclasses.dataclass(slots=True, kw_only=True)\n"
+        "class Slim:\n    a: int\n    b: 'Slim | None' = None\n"
+        "class _Private:\n"
+        "    __secret = 4\n"
+        "    def __hidden(self): return self.__secret\n"
+        "    def get(self): return self.__hidden()\n"
+        "def wrap(f):\n"
+        "    def wrapper(self): return f(self) + 1\n"
+        "    return wrapper\n"
+        "class Sub(_Private):\n"
+        "    @wrap\n    def get(self): return super().get() + 10\n"
+        "class Callback:\n"
+        "    key = staticmethod(lambda x: -x)\n"
+        "    def __init__(self): self.go, self.data = self.run, [self]\n"
+        "    def run(self, x): return self.key(x)\n"
+        "callback = Callback()\n"
+        "def outer():\n"
+        "    class Local: pass\n"
+        "    def rec(n: Local): return 1 if n == 0 else n * rec(n - 1)\n"
+        "    return rec\n"
+        "rec = outer()\n"
+        "x = 1; square = lambda v: v * v + x; y = 2\n"
+        "def f():\n"
+        "    return (Total(1) >= Total(0), Slim(a=1, b=Slim(a=2)).b.a, Sub().get(), callback.go(3),\n"
+        "            callback.data[0] is callback, rec(5), square(3))\n"
+    )
+    assert far.run(cells["f"]) == (True, 2, 15, -3, True, 120, 10)
+
+
 def test_annotations_that_are_strings(cells: Cells, far: Far) -> None:
     cells.run(
         "from __future__ import annotations\n"
