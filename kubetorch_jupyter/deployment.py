@@ -19,7 +19,8 @@ from .packing import fit
 from .progress import DeployProgress, Phase
 from .streams import Output
 from .transport.endpoint import Endpoint
-from .transport.session import Session, get_session
+from .transport.session import Session
+from .transport.sharing import get_session
 from .values import readable_size
 
 __all__ = ["adopt", "bring_up", "load"]

@@ -23,7 +23,7 @@ from .service import Service, find_info, find_service
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls
 from .transport.portal import get_portal
-from .transport.session import get_session
+from .transport.sharing import get_session
 
 __all__ = ["Table", "attach", "calls", "left_running", "services", "teardown"]
 
@@ -137,7 +137,7 @@ def services(namespace: str | None = None, usage: bool = False) -> Table:
     columns: dict[str, Callable[[ServiceInfo], str]] = {
         "NAME": lambda s: s.name,
         "WHERE": lambda s: s.backend + (f"/{s.namespace}" if s.namespace else ""),
-        "STATE": lambda s: s.state + (", detached" if s.detached else ""),
+        "STATE": lambda s: s.state + (", detached" if s.detached and s.backend == "local" else ""),
         **({"CALLS": lambda s: _said(s, "calls"), "MEMORY": lambda s: _memory(s)} if usage else {}),
         "AGE": lambda s: _age(s.created),
         "WHOSE": lambda s: _whose(s.owner),

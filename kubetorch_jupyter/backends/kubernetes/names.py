@@ -17,8 +17,10 @@ __all__ = [
     "CREATED",
     "FRONT",
     "HOME",
+    "INDEX",
     "LABELS",
     "LIB_PATH",
+    "LOADED",
     "MANAGED_BY",
     "MANAGER",
     "NAME",
@@ -44,6 +46,7 @@ __all__ = [
     "cut",
     "full_name",
     "headless_name",
+    "index_of",
     "job_name",
     "label_value",
     "labels",
@@ -71,6 +74,9 @@ LABELS = (MANAGED_BY, NAME, SERVICE, REVISION, OWNER, NOTEBOOK, VERSION)
 #: Kueue's, on the Job only.
 QUEUE = "kueue.x-k8s.io/queue-name"
 
+#: The rank of a pod, put there by the Job controller.
+INDEX = "batch.kubernetes.io/job-completion-index"
+
 # Annotations of the Job
 
 #: A hash of what only a new pod can change.
@@ -81,7 +87,9 @@ RESOURCES = "kubetorch.dev/resources"
 TTL = "kubetorch.dev/ttl"
 #: Unix time.
 CREATED = "kubetorch.dev/created"
-ANNOTATIONS = (OWNER, SPEC, RESOURCES, TTL, CREATED)
+#: Its pods have had their code: from then on the revision is the service.
+LOADED = "kubetorch.dev/loaded"
+ANNOTATIONS = (OWNER, SPEC, RESOURCES, TTL, CREATED, LOADED)
 
 # The pod
 
@@ -103,6 +111,8 @@ USER_SECRETS_PATH = "/kubetorch/secrets"
 
 #: An RFC 1123 label, and a label's value.
 _LABEL = 63
+#: What a user's name takes of a service's at most.
+_PREFIX = 30
 #: An object's name where it may have dots: an RFC 1123 subdomain.
 _SUBDOMAIN = 253
 #: What a hash adds to a name that is cut: "-" and eight digits.
@@ -154,7 +164,8 @@ def full_name(name: str, username: str) -> str:
     >>> full_name("train", "alice"), full_name("alice-train", "alice"), full_name("train", "Bob B.")
     ('alice-train', 'alice-train', 'bob-b-train')
     """
-    prefix = re.sub(r"[^a-z0-9]+", "-", username.lower()).strip("-")
+    # Never so long that it would be cut with the name: the result must be known by it.
+    prefix = cut(re.sub(r"[^a-z0-9]+", "-", username.lower()).strip("-"), _PREFIX)
     if not prefix or name == prefix or name.startswith(f"{prefix}-"):
         return cut(name, _LABEL)
     return cut(f"{prefix}-{name}", _LABEL)
@@ -192,6 +203,20 @@ def pod_host_name(job: str, index: int) -> str:
     return f"{job}-{index}"
 
 
+def index_of(pod: Mapping[str, Any]) -> int:
+    """The rank of a pod among the replicas.
+
+    Examples
+    --------
+    >>> index_of({"metadata": {"labels": {"batch.kubernetes.io/job-completion-index": "2"}}})
+    2
+    """
+    meta: Mapping[str, Any] = pod.get("metadata") or {}
+    # Before Kubernetes 1.28 it is an annotation only.
+    found = (meta.get("labels") or {}).get(INDEX) or (meta.get("annotations") or {}).get(INDEX)
+    return int(found) if found is not None and str(found).isdecimal() else 0
+
+
 def peer_names(job: str, service: str, replicas: int) -> list[str]:
     """``host:port`` of each replica's front, by index, as the pods of the namespace can find it.
 
@@ -227,7 +252,7 @@ def labels(service: str, revision: str, owner: Mapping[str, Any], version: str) 
         NAME: service,
         SERVICE: service,
         REVISION: revision,
-        OWNER: label_value(owner.get("user") or "unknown"),
+        OWNER: label_value(owner.get("user") or "") or "unknown",
         NOTEBOOK: label_value(owner.get("notebook") or ""),
         VERSION: label_value(version),
     }

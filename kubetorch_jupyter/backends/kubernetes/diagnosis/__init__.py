@@ -9,6 +9,6 @@ from __future__ import annotations
 from .death import Death, death
 from .deploy import diagnose
 from .finding import Diagnosis, Facts, LogWanted, expired
-from .objects import event_lines
+from .objects import event_lines, event_time
 
-__all__ = ["Death", "Diagnosis", "Facts", "LogWanted", "death", "diagnose", "event_lines", "expired"]
+__all__ = ["Death", "Diagnosis", "Facts", "LogWanted", "death", "diagnose", "event_lines", "event_time", "expired"]

@@ -13,7 +13,16 @@ from .merge import merged
 from .plan import Plan
 from .pod import pod_template
 
-__all__ = ["bundle_config_map", "claims", "headless_service", "job", "owner_reference", "secret", "user_secrets"]
+__all__ = [
+    "bundle_config_map",
+    "claims",
+    "headless_service",
+    "job",
+    "kept",
+    "owner_reference",
+    "secret",
+    "user_secrets",
+]
 
 #: Restarts of containers and lost pods never fail the Job; the API's largest number.
 _NEVER = 2147483647
@@ -67,6 +76,17 @@ def job(plan: Plan) -> dict[str, Any]:
     return merged(ours, template.thaw())
 
 
+def kept(plan: Plan) -> dict[str, str | None]:
+    """The annotations of a Job whose pods have their code, for a merge patch: None removes one."""
+    ttl = plan.compute.ttl_seconds
+    return {
+        names.OWNER: json.dumps(dict(plan.owner), sort_keys=True, default=str),
+        names.RESOURCES: json.dumps(plan.compute.resources(), sort_keys=True),
+        names.TTL: f"{ttl:.15g}" if ttl is not None else None,
+        names.LOADED: "true",
+    }
+
+
 def headless_service(plan: Plan, owners: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """The Service that gives the pods of the revision their names."""
     return {
@@ -85,11 +105,14 @@ def headless_service(plan: Plan, owners: Sequence[Mapping[str, Any]] = ()) -> di
 def secret(
     plan: Plan, token: str, code: bytes | None = None, owners: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """The Secret with the service's token, and its code when that is known."""
+    """The Secret with the service's token, and its code when that is known.
+
+    Each revision has its own: a new pod must not begin with the code of the revision that it replaces.
+    """
     data = {"token": token.encode()}
     if code is not None:
         data["code"] = code
-    return _secret(_metadata(plan, plan.service, owners), data)
+    return _secret(_metadata(plan, plan.job_name, owners), data)
 
 
 def user_secrets(plan: Plan, owners: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
