@@ -64,6 +64,7 @@ def test_cells_as_people_write_them(far_kernel: Kernel, version: str) -> None:
     assert run("await kt.fn(later).to(kt.Compute(), stream_logs=False)(3, async_=True)").result == "3"
 
 
+@pytest.mark.parametrize("version", OTHERS[-1:], indirect=True)
 def test_cells_that_are_edited_and_run_again(far_kernel: Kernel) -> None:
     run = far_kernel.run
     use = "def f():\n    return Kind.code, list(Kind.__annotations__), value()\n"
@@ -83,6 +84,7 @@ def test_cells_that_are_edited_and_run_again(far_kernel: Kernel) -> None:
     assert "is unchanged" in str(again.displays) + again.stdout
 
 
+@pytest.mark.parametrize("version", OTHERS[-1:], indirect=True)
 def test_what_has_no_source_is_an_error_of_the_deploy(far_kernel: Kernel, version: str) -> None:
     far_kernel.run("exec('def made(x): return x')\ndef f(): return made(1)")
     for code, what in (
@@ -96,6 +98,7 @@ def test_what_has_no_source_is_an_error_of_the_deploy(far_kernel: Kernel, versio
         assert f"and {version} in the pod" in error["evalue"]
 
 
+@pytest.mark.parametrize("version", OTHERS[-1:], indirect=True)
 def test_a_cell_in_the_pod(far_kernel: Kernel, version: str) -> None:
     far_kernel.run("x = [1, 2]\nclass C:\n    n = 5")
     cell = far_kernel.run("%%kt -i x -o y\nimport sys\ny = sum(x), '%d.%d' % sys.version_info[:2]\nprint(y)")
