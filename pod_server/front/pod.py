@@ -103,6 +103,8 @@ class Pod:
             "cloudpickle": self._cloudpickle,
             "pid": os.getpid(),
         }
+        if code is None and self.kept.missing is not None:
+            meta["missing"] = self.kept.missing
         try:
             return encode(FrameType.WELCOME, 0, meta)
         except WireError:

@@ -365,7 +365,7 @@ async def test_code_that_had_no_room_is_missed_by_name() -> None:
             assert error["type"] == "NotDeployedError"
             assert "5.0 MB" in error["message"]
             assert "must send it again" in error["message"]
-            assert (await me.request("status"))["missing"] == 5_000_000
+            assert (await me.request("status"))["missing"] == me.welcome["missing"] == 5_000_000
             await me.deploy(where)
             assert (await me.ask())[0]
             assert (await me.request("status"))["missing"] is None
