@@ -197,6 +197,8 @@ def container_zygote(dir: str, site: str | None = None) -> int:
     int
         The exit code.
     """
+    # Before anything else: until then SIGTERM is lost.
+    life = _Life(dir)
     os.makedirs(dir, mode=0o700, exist_ok=True)
     if site is not None:
         # It must exist: Python remembers of a directory that it isn't there.
@@ -206,7 +208,6 @@ def container_zygote(dir: str, site: str | None = None) -> int:
         sys.path.insert(sys.path.index(ours) + 1 if ours in sys.path else 0, site)
         others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         os.environ["PYTHONPATH"] = os.pathsep.join([site, *others])
-    life = _Life(dir)
     processes.become_subreaper()
     processes.name_process("kt-zygote")
     # What a worker needs, while the front starts.

@@ -242,7 +242,6 @@ def test_sigterm_before_there_is_a_front() -> None:
     with Containers() as pod:
         pod.start_worker()
         until(lambda: pod.dir.exists(), 10)
-        time.sleep(0.2)  # it may not have come to its handlers yet: Kubernetes would kill it after the grace period
         os.kill(pod.zygote, signal.SIGTERM)
         assert pod.worker.wait(10) == 143
 
