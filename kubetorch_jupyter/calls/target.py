@@ -28,8 +28,17 @@ class Target(Protocol):
         """The session, if calls may be started on it at once; None when `session` has to be awaited."""
         ...
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the pod is known to have another minor version of Python, to which bytecode means nothing."""
+        ...
+
     async def session(self) -> Session:
         """The session, after connecting or deploying again where that is needed; runs on the portal."""
+        ...
+
+    async def session_of(self, id: str) -> Session:
+        """The session with the pod that has the call of this id, where one of several has it."""
         ...
 
 
