@@ -91,6 +91,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "concurrency": _count,
     "memory_limit": _count,
     "ttl": _seconds,
+    "deployed_at": _seconds,
 }
 
 
