@@ -18,7 +18,8 @@ from .identity import describe_client
 from .progress import DeployProgress, Phase
 from .streams import Output
 from .transport.endpoint import Endpoint
-from .transport.session import Session, get_session
+from .transport.session import Session
+from .transport.sharing import get_session
 from .values import readable_size
 
 __all__ = ["adopt", "bring_up", "load"]

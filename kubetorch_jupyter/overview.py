@@ -23,7 +23,7 @@ from .service import Service, find_info, find_service
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls
 from .transport.portal import get_portal
-from .transport.session import get_session
+from .transport.sharing import get_session
 
 __all__ = ["Table", "attach", "calls", "left_running", "services", "teardown"]
 

@@ -168,7 +168,7 @@ class Service:
         lost = replicas.lost()
         if len(lost) == len(replicas.endpoints):
             return await self._deploy_again(replicas, lost[0])
-        if lost:
+        if lost or replicas.draining:
             # Others take its calls; its backend puts another in its place, by and by.
             info = await self.backend.find(self.name)
             if info is not None and info.endpoint is not None:

@@ -45,8 +45,7 @@ def _unpack(archive, lib):
     path = os.path.join(lib, hashlib.sha256(packed).hexdigest()[:16])
     if os.path.isdir(path):
         return path
-    if not os.path.isdir(lib):
-        os.makedirs(lib)
+    os.makedirs(lib, exist_ok=True)
     lock = os.open(os.path.join(lib, ".lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -94,7 +93,7 @@ def _set_path(root, part):
         theirs = [os.path.abspath(p) for p in os.environ.pop("PYTHONPATH", "").split(os.pathsep) if p]
         sys.path[:] = [ours, needed] + [p for p in path if os.path.abspath(p) not in theirs]
     else:
-        sys.path[:] = [ours, *path, needed]
+        sys.path[:] = [ours] + path + [needed]
 
 
 def _complete_library():

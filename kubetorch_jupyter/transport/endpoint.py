@@ -37,7 +37,7 @@ class Endpoint:
     gone
         Asks the backend, without I/O that takes longer than a look at a process or a watch's last word, whether the pod
         has ended: the error for its calls, with the reason; None while it may live. Called on the portal's thread after
-        a connection broke.
+        a connection broke, and with True when the pod itself has said that it ends.
     """
 
     service: str
@@ -48,7 +48,7 @@ class Endpoint:
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
     tls_name: str | None = None
     proxy: str | None = field(default=None, repr=False)
-    gone: Callable[[], PodLostError | None] | None = field(default=None, repr=False, compare=False)
+    gone: Callable[[bool], PodLostError | None] | None = field(default=None, repr=False, compare=False)
 
     async def all_headers(self, renew: bool = False) -> Mapping[str, str]:
         """The headers for a new request, without the token."""

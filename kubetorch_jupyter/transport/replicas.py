@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from ..errors import KubetorchError
 from .endpoint import Endpoint
-from .session import Session, get_session
+from .session import Session
+from .sharing import get_session
 
 __all__ = ["Replicas"]
 
@@ -40,8 +41,8 @@ class Replicas:
         """The least busy session that is open; None when there is none, or it is time to look for a lost pod."""
         if len(self.endpoints) == 1:
             session = self._sessions.get(self.endpoints[0].key)
-            return session if session is not None and session.usable else None
-        usable = [session for session in self._sessions.values() if session.usable]
+            return session if session is not None and session.usable and not session.draining else None
+        usable = [session for session in self._sessions.values() if session.usable and not session.draining]
         if not usable or (len(usable) < len(self.endpoints) and self._is_time()):
             return None
         return min(usable, key=lambda session: session.open_calls)
@@ -51,8 +52,17 @@ class Replicas:
 
     def lost(self) -> list[str]:
         """Why pods of it have ended, for those that are known to have."""
-        errors = (endpoint.gone() for endpoint in self.endpoints if endpoint.gone is not None)
+        errors = (each.gone(self._drains(each)) for each in self.endpoints if each.gone is not None)
         return [error.reason or "it is gone" for error in errors if error is not None]
+
+    def _drains(self, endpoint: Endpoint) -> bool:
+        session = self._sessions.get(endpoint.key)
+        return session is not None and session.draining
+
+    @property
+    def draining(self) -> bool:
+        """Whether other pods take the place of some of them."""
+        return any(session.draining for session in self._sessions.values() if session.usable)
 
     async def session(self) -> Session:
         """The least busy session, after connecting to those pods that there is no connection to.
