@@ -15,8 +15,9 @@ from pod_server.wire import Buffer
 from ..compute import Compute
 from ..progress import Phase
 from ..transport.endpoint import Endpoint
+from ..volume import Volume
 
-__all__ = ["Backend", "Event", "Phase", "Progress", "Revision", "ServiceInfo", "ServiceSpec"]
+__all__ = ["Backend", "Event", "Phase", "Progress", "Revision", "ServiceInfo", "ServiceSpec", "VolumeStore"]
 
 
 class Progress(Protocol):
@@ -113,6 +114,22 @@ class Revision(Protocol):
         ...
 
 
+class VolumeStore(Protocol):
+    """The volumes that there are, outside of any deploy."""
+
+    async def find(self, volume: Volume) -> Volume | None:
+        """The volume as it is there, or None."""
+        ...
+
+    async def create(self, volume: Volume) -> Sequence[str]:
+        """Make it, unless it is there; what of it isn't as described, as lines for people."""
+        ...
+
+    async def delete(self, volume: Volume) -> bool:
+        """Delete it with its data; False when there was none. Raises when it is in use."""
+        ...
+
+
 class Backend(Protocol):
     """The protocol; ``backends/local.py`` and ``backends/kubernetes`` are the two that there are."""
 
@@ -150,6 +167,10 @@ class Backend(Protocol):
 
     async def delete(self, name: str) -> None:
         """End the service and remove all that belongs to it; returns when that is done, raises when it fails."""
+        ...
+
+    async def volumes(self) -> VolumeStore:
+        """The volumes; raises `UnsupportedError` where there are none."""
         ...
 
     def watch(self, name: str) -> AsyncIterator[Event]:

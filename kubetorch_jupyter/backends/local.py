@@ -21,10 +21,10 @@ from pod_server import processes
 from pod_server.wire import Buffer
 
 from ..compute import Compute
-from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError
+from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError, UnsupportedError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
-from .base import Event, Phase, Progress, Revision, ServiceInfo, ServiceSpec
+from .base import Event, Phase, Progress, Revision, ServiceInfo, ServiceSpec, VolumeStore
 from .ending import kill_tree, until_ended, until_settled
 from .pods import changes, environment, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
@@ -349,6 +349,13 @@ class LocalBackend:
         self._ended[incarnation] = reason
         while len(self._ended) > _MEMORY:
             del self._ended[next(iter(self._ended))]
+
+    async def volumes(self) -> VolumeStore:
+        """There are none."""
+        raise UnsupportedError(
+            "volumes are Kubernetes', and services go to this machine, where they see its own folders. "
+            'kt.config.backend = "kubernetes" (KT_BACKEND), or the Volume\'s namespace=, means a cluster'
+        )
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

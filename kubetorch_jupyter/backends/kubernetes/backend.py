@@ -23,6 +23,7 @@ from .manifests import ServiceFields
 from .rollout import Rollout
 from .secrets import read_secrets
 from .space import Raw, Space
+from .storage import Storage
 
 __all__ = ["KubernetesBackend", "kubernetes_backend"]
 
@@ -84,6 +85,12 @@ class KubernetesBackend:
         ConnectionFailedError, KubernetesCredentialsError, DeployError
             When the API server can't be reached, or doesn't let us.
         """
+        space = await self._connected()
+        await space.cache.synced()
+        return space
+
+    async def _connected(self) -> Space:
+        """The namespace, whether or not its watches tell anything yet."""
         portal = get_portal()
         if self._portal is not portal:  # this process was forked, or a test has ended the last one
             self._portal, self._opening = portal, None
@@ -94,7 +101,6 @@ class KubernetesBackend:
                 # A task of its own: several deploys wait for it, and the first may be cancelled.
                 self._opening = portal.loop.create_task(self._open())
             space = await asyncio.shield(self._opening)
-        await space.cache.synced()
         return space
 
     async def _open(self) -> Space:
@@ -225,6 +231,11 @@ class KubernetesBackend:
             if lock is None or not lock.locked():
                 return
             await space.cache.changed(name, since=version, timeout=1.0)
+
+    async def volumes(self) -> Storage:
+        """The claims of the namespace."""
+        space = await self._connected()
+        return Storage(space.cluster, space.namespace, _version())
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
