@@ -15,6 +15,7 @@ from .code import Code
 from .compat import setup_hooks
 from .errors import WorkerDiedError
 from .identity import describe_client
+from .packing import fit
 from .progress import DeployProgress, Phase
 from .streams import Output
 from .transport.endpoint import Endpoint
@@ -55,6 +56,7 @@ async def bring_up(
         lives = await asyncio.gather(*map(adopt, sessions))
         ours = ours or all(live is None for live in lives)
         progress(Phase.LOADING)
+        await fit(code, sessions[0], progress)
         _say_before(name, code, lives[0], progress)
         # What each prints is the same, most often: one of them is shown.
         outputs = [output, *[None] * (len(sessions) - 1)]
