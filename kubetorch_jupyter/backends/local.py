@@ -21,11 +21,12 @@ from pod_server import processes
 from pod_server.wire import Buffer
 
 from ..compute import Compute
-from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError
+from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError, UnsupportedError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
-from .base import Event, Phase, Progress, Revision, ServiceInfo, ServiceSpec
+from .base import Event, Finding, Phase, Progress, Revision, ServiceInfo, ServiceSpec, VolumeStore, curl_line
 from .ending import kill_tree, until_ended, until_settled
+from .notes import local_findings
 from .pods import changes, environment, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
 from .zygotes import RootZygote, process_env
@@ -323,6 +324,11 @@ class LocalBackend:
 
         return Endpoint(record.name, record.url, record.token(), gone=gone)
 
+    def curl(self, info: ServiceInfo, function: str) -> str:
+        """The shell line that calls it."""
+        assert info.endpoint is not None
+        return curl_line(info.endpoint.url, function, self.token_hint(info.name))
+
     def token_hint(self, name: str) -> str:
         """What stands for the token in a shell line: reading its file, so that it is shown nowhere."""
         return f"$(cat '{registry.runtime_dir(create=False) / name / 'token'}')"
@@ -349,6 +355,17 @@ class LocalBackend:
         self._ended[incarnation] = reason
         while len(self._ended) > _MEMORY:
             del self._ended[next(iter(self._ended))]
+
+    async def examine(self) -> Sequence[Finding]:
+        """What there is on it, and the cluster that isn't used."""
+        return local_findings(await asyncio.to_thread(unused_kubeconfig))
+
+    async def volumes(self) -> VolumeStore:
+        """There are none."""
+        raise UnsupportedError(
+            "volumes are Kubernetes', and services go to this machine, where they see its own folders. "
+            'kt.config.backend = "kubernetes" (KT_BACKEND), or the Volume\'s namespace=, means a cluster'
+        )
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

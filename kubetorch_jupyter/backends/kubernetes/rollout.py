@@ -108,7 +108,8 @@ class Rollout:
         space, plan = self._space, self._plan
         self._progress(Phase.SCHEDULING)
         # Everything that can be refused without the cluster is refused before anything is made.
-        manifest, content = manifests.job(plan), await self._bundle.config_map()
+        manifest = manifests.job(plan)
+        content, _ = await asyncio.gather(self._bundle.config_map(), space.check_secrets(plan))
         job = self._job = await space.create(manifest)
         owners = [manifests.owner_reference(job)]
         # The Job first, suspended, so that what it owns has an owner: a client that dies here leaves no orphans.
