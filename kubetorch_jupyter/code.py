@@ -43,7 +43,10 @@ class Code:
     def fingerprints(self) -> tuple[str, str]:
         """``(version, worker)``: of everything that was sent, and of what only a new worker process can take on."""
         lasting = {k: v for k, v in self.env.items() if not _VOLATILE.match(k)}
-        place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), sys.version_info[:3], sys.executable])
+        steps = self.bundle.steps.digest if self.bundle.steps is not None else None
+        place = json.dumps(
+            [steps, self.cwd, self.sys_path, sorted(lasting.items()), sys.version_info[:3], sys.executable]
+        )
         worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
         # What a LOAD sets in a pod that lives: without them here, a deploy that changes nothing else would do nothing.
         limits = (self.compute.concurrency, self.compute.memory_limit_bytes, self.compute.ttl_seconds)

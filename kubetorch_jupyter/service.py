@@ -39,6 +39,7 @@ from .identity import describe_client
 from .interface import Interface
 from .markup import summary
 from .progress import DeployProgress, Phase
+from .sending import send_code
 from .streams import Output, open_output
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
@@ -441,10 +442,11 @@ async def _load(
         "setup": setup_hooks(),
     }
     try:
-        await session.load(meta, code.bundle.buffers, output)
+        local = service.backend.name == "local"
+        sent = await send_code(code, session, meta, live, local, progress, output)
     except WorkerDiedError as e:
         raise startup_error(service.name, e) from e
-    size = readable_size(code.bundle.size)
+    size = readable_size(sent)
     if live is None:
         ends = f"; it ends after {_hours(compute.ttl_seconds)} without a call" if compute.ttl_seconds else ""
         return f"is ready on {service.backend.name} pods in {{took}} (sent {size}){ends}"

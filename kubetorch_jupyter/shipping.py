@@ -26,6 +26,7 @@ from pod_server._unpicklable import describe
 from . import sources
 from .errors import ConfigError, PayloadTooLargeError, SerializationError
 from .fingerprint import Survey
+from .steps import PackedSteps, pack_steps
 
 __all__ = ["CAPTURE_WARNING", "Bundle", "describe_interface", "display_name", "pack"]
 
@@ -58,6 +59,8 @@ class Bundle:
         The local modules that travel: the number of files and bytes of each.
     packages
         Top-level names that the code imports and that the pod must have installed.
+    steps
+        The steps of the image, with the files that they bring; None: there are none.
     """
 
     version: str
@@ -67,10 +70,11 @@ class Bundle:
     warnings: tuple[str, ...] = ()
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     packages: frozenset[str] = frozenset()
+    steps: PackedSteps | None = None
 
     @property
     def size(self) -> int:
-        """All that travels, in bytes."""
+        """The code in bytes, without what steps bring."""
         return serialization.nbytes(self.buffers)
 
 
@@ -125,7 +129,7 @@ def pack(
         None: the local modules that the callable uses, found by itself. False: none. A path: that folder, and the
         local modules that are used and aren't in it.
     compute
-        Taken for the sake of symmetry with the backends; nothing of it travels in the bundle.
+        The steps of its image travel with the code.
 
     Returns
     -------
@@ -138,7 +142,7 @@ def pack(
     PayloadTooLargeError
         When it is more than 4 GiB.
     ConfigError
-        When ``target`` can't be called, or ``sync_dir`` is no folder.
+        When ``target`` can't be called, ``sync_dir`` is no folder, or a file that a step brings isn't there.
 
     Examples
     --------
@@ -149,6 +153,7 @@ def pack(
     if not callable(target):
         raise ConfigError(f"only something that can be called can be deployed, not a {type(target).__name__}")
     kind = kind or ("cls" if isinstance(target, type) else "fn")
+    steps = pack_steps(compute.image if compute is not None else None)
     packed = gather(target, name, init_args, sync_dir)
     try:
         zipped, modules_hash = sources.pack_zip(packed.tree)
@@ -181,9 +186,10 @@ def pack(
         worker=worker.hexdigest(),
         meta=meta,
         buffers=buffers,
-        warnings=tuple(packed.warnings),
+        warnings=(*packed.warnings, *(steps.warnings if steps is not None else ())),
         modules=dict(packed.tree.modules),
         packages=frozenset(packed.tree.imports),
+        steps=steps,
     )
 
 
