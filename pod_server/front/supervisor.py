@@ -246,6 +246,8 @@ class Supervisor:
             self.holding = True
             if not await calls_ended(old, self._cancel, _CLEANUP):
                 raise _Cancelled
+            if prepared is not None and prepared.dead:
+                raise WorkerDied(death(prepared, self._pod.params.name))
             self.state = "loading"
         reuse = old is not None and not old.dead and old.fingerprint == code.worker
         if old is not None and reuse:
@@ -436,10 +438,8 @@ class Supervisor:
             self._drop(before)
         name = code.meta.get("name") or self._pod.params.name
         where = {"worker": worker.number, "pid": worker.pid, "version": code.version}
-        if again:
-            self._pod.tell("worker-ready", f"{name} has been loaded into a new worker", **where)
-        else:
-            self._pod.tell("loaded", f"{name} has been loaded", **where)
+        event, place = ("worker-ready", " into a new worker") if again else ("loaded", "")
+        self._pod.tell(event, f"{name} has been loaded{place}", **where)
         if before is not None and before.kind == "cls":
             self.losses += 1
             why = "by a restart" if restarts else "since its worker ended" if again else "by a redeploy"

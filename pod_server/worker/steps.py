@@ -161,9 +161,10 @@ class Steps:
             self._env.pop(name, None)
         for name, value in (plan.get("before") or {}).items():
             # A step sees the variables that were set before it, not those that come later.
-            self._env.pop(name, None)
-            if value is not None:
-                self._env[name] = value
+            if name not in (plan.get("keep") or ()):
+                self._env.pop(name, None)
+                if value is not None:
+                    self._env[name] = value
         self._env[_VARIABLE] = os.environ[_VARIABLE] = self._work
 
     def _set(self, variables: dict[str, str], keep: Sequence[str]) -> None:
