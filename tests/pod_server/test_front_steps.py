@@ -89,6 +89,7 @@ def test_a_load_that_ends_on_the_way(when: str, how: str) -> None:
             await client.send(FrameType.CANCEL, load, {"reason": "user"})
         else:
             await new.die(9)
+            await client.until(lambda: named(client, "worker-died"))
         if when == "drain":
             old.result(next(iter(old.calls)), b"done")
             assert await client.value(hanging) == b"done"
