@@ -18,6 +18,7 @@ import shlex
 import shutil
 import site
 import sys
+import sysconfig
 import time
 import zipfile
 from collections.abc import Sequence
@@ -82,7 +83,7 @@ class Steps:
         self._home = home
         self._root = ""
         self._work = ""
-        self._local = False
+        self._local = self._in_cluster = False
         self._layers: Layers | None = None
         self._stack: list[Layer] = []
         self._env: dict[str, str] = {}
@@ -141,11 +142,13 @@ class Steps:
             report.end()
 
     def _open(self, plan: dict[str, Any], files: Sequence[Buffer]) -> None:
-        in_cluster = not self._local and os.access(self._home, os.W_OK)
-        self._root = os.path.realpath(os.path.join(self._home if in_cluster else self._directory, "steps"))
+        self._in_cluster = not self._local and os.access(self._home, os.W_OK)
+        self._root = os.path.realpath(os.path.join(self._home if self._in_cluster else self._directory, "steps"))
         os.makedirs(os.path.join(self._root, "files"), mode=0o700, exist_ok=True)
-        here = os.getcwd()
-        self._work = here if not self._local and os.access(here, os.W_OK) else os.path.join(self._root, "work")
+        self._work = os.path.join(self._root, "work")
+        if self._in_cluster:
+            here = os.getcwd()
+            self._work = here if os.access(here, os.W_OK) else self._home
         os.makedirs(self._work, exist_ok=True)
         cache = plan.get("cache")
         self._layers = Layers(os.path.join(self._root, "layers"), _writable(cache) if cache else None)
@@ -406,7 +409,12 @@ class Steps:
         before = list(sys.path)
         for layer in reversed(self._stack):
             site.addsitedir(layer.site)
-        sys.path[:] = [*self._paths, *sys.path[len(before) :], *before]
+        found = sys.path[len(before) :]
+        # After the standard library, as site-packages always are; but before what came with the pod server.
+        ours = [path for path in before if self._in_cluster and path == _library()]
+        before = [path for path in before if path not in ours]
+        at = 1 + max((i for i, path in enumerate(before) if path in _standard_library()), default=-1)
+        sys.path[:] = [*self._paths, *before[:at], *found, *before[at:], *ours]
         self._forget(loaded)
         importlib.invalidate_caches()
 
@@ -415,7 +423,7 @@ class Steps:
         names: set[str] = set()
         for layer in self._stack:
             names |= {name.partition(".")[0] for name in os.listdir(layer.site) if not name.endswith(("-info", ".pth"))}
-        names &= {name.partition(".")[0] for name in loaded} - _KEEP
+        names &= {name.partition(".")[0] for name in loaded} - _KEEP - sys.stdlib_module_names
         for module in loaded:
             if module.partition(".")[0] in names:
                 sys.modules.pop(module, None)
@@ -434,6 +442,19 @@ def _writable(folder: str) -> str | None:
     except OSError:
         return None
     return os.path.realpath(folder) if os.access(folder, os.W_OK) else None
+
+
+def _standard_library() -> set[str]:
+    """Where it is, as ``sys.path`` has it."""
+    found = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    zipped = "python{}{}.zip".format(*sys.version_info)
+    found |= {os.path.join(path, "lib-dynload") for path in found}
+    return found | {os.path.join(os.path.dirname(path), zipped) for path in found}
+
+
+def _library() -> str:
+    """The folder that this package was found in."""
+    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def _life(local: bool) -> str:

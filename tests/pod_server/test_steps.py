@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -289,8 +290,12 @@ def test_in_a_cluster_the_home_directory_has_it(pod: Pod) -> None:
         Image().run_bash("pwd; echo x > $(python -c 'import site; print(site.getsitepackages()[0])')/kt_m.py")
     )
     assert said["log"].strip() == str(pod.home), "it runs in the working directory"
-    assert said["path"][0].startswith(str(pod.home / "steps" / "layers"))
-    assert Path(said["path"][0], "kt_m.py").exists()
+    [layer] = [path for path in said["path"] if path.startswith(str(pod.home / "steps" / "layers"))]
+    assert Path(layer, "kt_m.py").exists()
+    after = said["path"][said["path"].index(layer) :]
+    assert sysconfig.get_path("purelib") in after
+    assert sysconfig.get_path("stdlib") not in after, "as with any Python, the standard library goes before packages"
+    assert said["path"][-1] == str(ROOT), "what came with the pod server hides nothing that a step installs"
     assert said["executable"].startswith(str(pod.home))
     assert said["env"]["PATH"].startswith(os.path.dirname(said["executable"]))
     assert said["env"]["KT_STEPS_DIR"] == str(pod.home)
@@ -299,7 +304,17 @@ def test_in_a_cluster_the_home_directory_has_it(pod: Pod) -> None:
         Image().run_bash("pwd; echo x > $(python -c 'import site; print(site.getsitepackages()[0])')/kt_m.py")
     )
     assert (again["log"], again["events"]) == ("", []), "the next worker finds it done"
-    assert (again["path"][0], again["executable"]) == (said["path"][0], said["executable"])
+    assert (again["path"], again["executable"]) == (said["path"], said["executable"])
+
+
+def test_a_working_directory_that_can_not_be_written_to(pod: Pod, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(str(pod.directory), str(pod.home))
+    real = os.access
+    monkeypatch.setattr(os, "access", lambda path, how: path != os.getcwd() and real(path, how))
+    monkeypatch.setenv("KT_STEPS_DIR", "")
+    steps._open({"sent": []}, [])
+    assert steps._work == str(pod.home)
+    assert os.environ["KT_STEPS_DIR"] == str(pod.home)
 
 
 def test_variables_are_expanded_where_the_pod_is(pod: Pod) -> None:
