@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .compute import Compute
 from .errors import ConfigError
@@ -30,8 +30,9 @@ class Code:
 
     bundle: Bundle
     compute: Compute
-    cwd: str
-    sys_path: list[str]
+    #: Where it runs; None: the pod's own working directory and path.
+    cwd: str | None
+    sys_path: list[str] | None
     env: dict[str, str]
 
     @property
@@ -40,13 +41,31 @@ class Code:
         image = self.compute.image
         return {**(image.env(os.environ) if image is not None else {}), **self.compute.env()}
 
+    def on(self, compute: Compute, *, here: bool) -> Code:
+        """The same for this `Compute`; unless `here`, for pods with a place of their own.
+
+        Those get nothing of this process's directory, path and environment.
+
+        Raises
+        ------
+        ConfigError
+            When the environment is larger than the 32 KiB that a pod takes.
+        """
+        code = replace(self, compute=compute)
+        if not here:
+            # What the image sets is set there, where variables that it refers to have their values.
+            code = replace(code, cwd=compute.working_dir, sys_path=None, env=dict(compute.env()))
+        elif self.bundle.steps is not None and self.bundle.steps.only_env:
+            code = replace(code, bundle=replace(self.bundle, steps=None))
+        _check_size(code.env)
+        return code
+
     def fingerprints(self) -> tuple[str, str]:
         """``(version, worker)``: of everything that was sent, and of what only a new worker process can take on."""
         lasting = {k: v for k, v in self.env.items() if not _VOLATILE.match(k)}
-        steps = self.bundle.steps.digest if self.bundle.steps is not None else None
-        place = json.dumps(
-            [steps, self.cwd, self.sys_path, sorted(lasting.items()), sys.version_info[:3], sys.executable]
-        )
+        steps = [self.bundle.steps.digest] if self.bundle.steps is not None else []
+        python = [sys.version_info[:3], sys.executable] if self.sys_path is not None else []
+        place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), *python, *steps])
         worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
         # What a LOAD sets in a pod that lives: without them here, a deploy that changes nothing else would do nothing.
         limits = (self.compute.concurrency, self.compute.memory_limit_bytes, self.compute.ttl_seconds)
@@ -55,17 +74,10 @@ class Code:
 
 
 def take_code(bundle: Bundle, compute: Compute, cwd: str) -> Code:
-    """The code with this moment's directory, path and environment.
-
-    Raises
-    ------
-    ConfigError
-        When the environment is larger than the 32 KiB that a pod takes.
-    """
+    """The code with this moment's directory, path and environment."""
     env = dict(os.environ)
     code = Code(bundle, compute, compute.working_dir or cwd, [p or cwd for p in sys.path], env)
     env.update(code.env_vars)
-    _check_size(env)
     return code
 
 

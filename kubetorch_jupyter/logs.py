@@ -87,11 +87,11 @@ def _of_call(id: str, follow: bool) -> str | LogPieces:
     service: Service = get_portal().run(find_service(name))
 
     async def read() -> str:
-        session = await service.session()
+        session = await service.session_of(id)
         return await read_log(session, id, await find_row(session, id))
 
     async def read_on(add: Callable[[str], None]) -> None:
-        await follow_log(await service.session(), id, add)
+        await follow_log(await service.session_of(id), id, add)
 
     return LogPieces(read_on) if follow else get_portal().run(read())
 
@@ -125,7 +125,18 @@ def _left_out(row: dict[str, Any], room: int) -> str:
 
 
 async def _read_service(service: Service) -> str:
-    session = await service.session()
+    sessions = await service.sessions()
+    texts = await asyncio.gather(*map(_read_pod, sessions))
+    if len(texts) == 1:
+        return texts[0]
+    return "".join(f"{_of_pod(service, rank)}{text}{_ended(text)}" for rank, text in enumerate(texts) if text)
+
+
+def _of_pod(service: Service, rank: int) -> str:
+    return f"==> {service.name}, replica {rank} <==\n"
+
+
+async def _read_pod(session: Session) -> str:
     texts = [str((await session.request("service_log"))["text"])]
     for row, room in _last(row for row in await all_calls(session, loads=True) if row["log"]):
         try:
@@ -149,6 +160,11 @@ class _Merged:
         self._last: str | None = None
         self._end = ""
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything has been written."""
+        return self._last is not None
+
     def add(self, source: str, heading: str, text: str) -> None:
         if source != self._last:
             self._add(_ended(self._end) + heading)
@@ -158,8 +174,16 @@ class _Merged:
 
 
 async def _follow_service(service: Service, add: Callable[[str], None]) -> None:
-    session = await service.session()
     merged = _Merged(add)
+    sessions = await service.sessions()
+    if len(sessions) == 1:
+        await _follow_pod(sessions[0], f"==> {service.name} <==\n", merged)
+    else:
+        pods = enumerate(sessions)
+        await asyncio.gather(*(_follow_pod(session, _of_pod(service, rank), merged) for rank, session in pods))
+
+
+async def _follow_pod(session: Session, heading: str, merged: _Merged) -> None:
     end = 0
     known: set[str] = set()
     try:
@@ -167,7 +191,7 @@ async def _follow_service(service: Service, add: Callable[[str], None]) -> None:
             while True:
                 answer = await session.request("service_log", after=end)
                 if answer["text"]:
-                    merged.add("", f"==> {service.name} <==\n" if known else "", answer["text"])
+                    merged.add(heading, heading if known or merged.begun else "", answer["text"])
                 end = answer["end"]
                 fresh = [row for row in await all_calls(session, loads=True) if row["id"] not in known]
                 wanted = [row for row in fresh if row["log"] or not row["ended"]]

@@ -16,13 +16,14 @@ from .backends.base import ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
 from .error_base import describe_size
-from .errors import KubetorchError, ServiceNotFoundError, UnknownCallError
+from .errors import KubetorchError, UnknownCallError
 from .identity import describe_client
 from .markup import table
-from .service import Service, find_service
+from .service import Service, find_info, find_service
+from .transport.endpoint import Endpoint
 from .transport.listing import all_calls
 from .transport.portal import get_portal
-from .transport.session import get_session
+from .transport.sharing import get_session
 
 __all__ = ["Table", "attach", "calls", "left_running", "services", "teardown"]
 
@@ -80,10 +81,23 @@ async def _with_status(info: ServiceInfo) -> ServiceInfo:
         return info
     try:
         async with asyncio.timeout(_PATIENCE):
-            session = await get_session(info.endpoint)
-            return replace(info, status=await session.request("status", usage=True))
+            return replace(info, status=_together(await asyncio.gather(*map(_status, info.endpoints))))
     except (KubetorchError, OSError):  # it may end at this moment, or be deployed anew; TimeoutError is an OSError
         return info
+
+
+async def _status(endpoint: Endpoint) -> dict[str, Any]:
+    return await (await get_session(endpoint)).request("status", usage=True)
+
+
+def _together(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the replicas of a service hold and do in all; the rest is as the first one says."""
+    sums = {
+        key: sum(each[key] for each in found)
+        for key in ("calls", "memory", "cpu")
+        if all(each.get(key) is not None for each in found)
+    }
+    return {**found[0], **sums}
 
 
 def _said(info: ServiceInfo, key: str) -> str:
@@ -142,16 +156,17 @@ def calls(service: str | None = None) -> Table:
     """
 
     async def ask(info: ServiceInfo) -> list[dict[str, Any]]:
-        assert info.endpoint is not None
         try:
-            rows = await all_calls(await get_session(info.endpoint))
+            sessions = await asyncio.gather(*map(get_session, info.endpoints))
+            rows = [row for rows in await asyncio.gather(*map(all_calls, sessions)) for row in rows]
         except (KubetorchError, OSError) as e:  # it may end at this moment, or be deployed anew
             return [{"id": "", "service": info.name, "f": "", "state": "unreachable", "error": str(e), "started": None}]
         return [{**row, "service": info.name} for row in rows]
 
     async def collect() -> list[dict[str, Any]]:
-        found = [s for s in await get_backend(Compute()).list() if s.endpoint is not None]
-        wanted = [s for s in found if service is None or s.name == service]
+        backend = get_backend(Compute())
+        names = (service, backend.full_name(service)) if service is not None else ()
+        wanted = [s for s in await backend.list() if s.endpoints and (service is None or s.name in names)]
         return [row for rows in await asyncio.gather(*map(ask, wanted)) for row in rows]
 
     rows = sorted(get_portal().run(collect()), key=lambda r: r.get("started") or 0.0)
@@ -175,13 +190,10 @@ def teardown(name: str, namespace: str | None = None) -> None:
     KubetorchError
         When something of it could not be removed.
     """
-    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
 
     async def end() -> None:
-        if await backend.find(name) is None:
-            known = ", ".join(sorted(s.name for s in await backend.list())) or "none"
-            raise ServiceNotFoundError(f'there is no service "{name}"; live ones: {known}')
-        await backend.delete(name)
+        backend, info = await find_info(name, namespace)
+        await backend.delete(info.name)
 
     get_portal().run(end())
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
+from pod_server import serialization
+
+from .backends.base import Progress
 from .code import Code
 from .config import config
 from .errors import StartupError
-from .progress import DeployProgress, Phase
+from .progress import Phase
 from .streams import Output
 from .transport.session import Session
 
-__all__ = ["send_code"]
+__all__ = ["send_code", "whole_load"]
 
 
 async def send_code(
@@ -19,8 +23,7 @@ async def send_code(
     session: Session,
     meta: dict[str, Any],
     live: dict[str, Any] | None,
-    local: bool,
-    progress: DeployProgress,
+    progress: Progress | None,
     output: Output | None,
 ) -> int:
     """Have a pod load code, and show which step of its image runs.
@@ -31,8 +34,8 @@ async def send_code(
         The LOAD's, but for what is said of the steps.
     live
         What the pod says of the code that it has; None: it has none.
-    local
-        The pod is one of this machine.
+    progress
+        Is told of the steps that run.
 
     Returns
     -------
@@ -46,13 +49,15 @@ async def send_code(
     RemoteFailure, KubetorchError
         As `Session.load`.
     """
-    steps, buffers = code.bundle.steps, list(code.bundle.buffers)
-    if steps is None:
-        await session.load(meta, buffers, output)
-        return code.bundle.size
     have = (live or {}).get("files") or ()
+    full, buffers = whole_load(code, meta, have)
+    if code.bundle.steps is None:
+        await session.load(full, buffers, output)
+        return code.bundle.size
 
     def on_event(event: dict[str, Any]) -> None:
+        if progress is None:
+            return
         if event.get("event") == "step":
             progress(Phase.IMAGE, str(event.get("text")))
         elif event.get("event") == "steps-done":
@@ -60,14 +65,31 @@ async def send_code(
 
     session.listeners.append(on_event)
     try:
-        image, more = steps.load(have, code.compute.env(), config.cache_dir if local else None, local)
         try:
-            await session.load({**meta, "image": image}, [*buffers, *more], output)
+            await session.load(full, buffers, output)
         except StartupError as e:
             if e.reason != "files-missing" or not have:
                 raise
-            image, more = steps.load((), code.compute.env(), config.cache_dir if local else None, local)
-            await session.load({**meta, "image": image}, [*buffers, *more], output)
+            full, buffers = whole_load(code, meta)
+            await session.load(full, buffers, output)
     finally:
         session.listeners.remove(on_event)
-    return code.bundle.size + sum(map(len, more))
+    return serialization.nbytes(buffers)
+
+
+def whole_load(
+    code: Code, meta: dict[str, Any], have: Collection[str] = ()
+) -> tuple[dict[str, Any], list[serialization.Buffer]]:
+    """The meta and the buffers of a LOAD, with those of the steps of its image.
+
+    Parameters
+    ----------
+    have
+        Digests of files that the pod has already.
+    """
+    steps, buffers = code.bundle.steps, list(code.bundle.buffers)
+    if steps is None:
+        return meta, buffers
+    here = code.sys_path is not None
+    image, more = steps.load(have, code.compute.env(), config.cache_dir if here else None, here)
+    return {**meta, "image": image}, [*buffers, *more]

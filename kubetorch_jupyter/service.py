@@ -11,43 +11,40 @@ import asyncio
 import contextvars
 import os
 import re
-import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from pod_server.processes import start_of
+from pod_server.wire import parse_call_id
 
 from . import shipping
 from .backends import get_backend
-from .backends.base import Backend, Event, ServiceSpec
+from .backends.base import Backend, Event, ServiceInfo
 from .backends.notes import local_notes
-from .calls import load_error, startup_error
+from .calls import find_row, load_error
 from .code import Code
-from .compat import setup_hooks
 from .compute import Compute
+from .deployment import adopt, bring_up, load
 from .errors import (
     ConfigError,
     NotDeployedError,
     PodLostError,
     ServiceNotFoundError,
-    WorkerDiedError,
+    UnknownCallError,
 )
-from .identity import describe_client
 from .interface import Interface
 from .markup import summary
 from .progress import DeployProgress, Phase
-from .sending import send_code
 from .streams import Output, open_output
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
 from .transport.portal import get_portal
-from .transport.session import RemoteFailure, Session, get_session
-from .values import readable_size
+from .transport.replicas import Replicas
+from .transport.session import RemoteFailure, Session
 
-__all__ = ["Service", "deploy", "find_service", "service_name"]
+__all__ = ["Service", "deploy", "find_info", "find_service", "service_name"]
 
 T = TypeVar("T")
 
@@ -88,13 +85,12 @@ class Service:
     name: str
     backend: Backend = field(repr=False)
     namespace: str | None = None
-    endpoint: Endpoint | None = None
     code: Code | None = field(default=None, repr=False)
     interface: Interface | None = field(default=None, repr=False)
     kind: str = "fn"
     torn_down: bool = False
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
-    _session: Session | None = field(default=None, repr=False)
+    _replicas: Replicas | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return "<{} {}: {}>".format(*self._looks())
@@ -115,41 +111,87 @@ class Service:
         return self.interface.label if self.interface is not None else self.name
 
     @property
+    def endpoint(self) -> Endpoint | None:
+        """Where its first pod is reached; None before it is known and after `teardown`."""
+        return self._replicas.endpoints[0] if self._replicas is not None else None
+
+    @property
     def live(self) -> Session | None:
-        """The open session, for calls that need not wait for one; else None."""
-        session = self._session
-        return session if session is not None and session.usable and not self.torn_down else None
+        """The open session for the next call, if one need not be waited for; else None."""
+        return self._replicas.live if self._replicas is not None and not self.torn_down else None
 
     async def session(self) -> Session:
-        """The open session to a pod of this service; runs on the portal.
+        """The open session for the next call: with the least busy pod; runs on the portal.
 
-        A pod that ended (its TTL, a crash) is deployed again when this handle has the code.
+        Pods that ended (their TTL, a crash) are deployed again when this handle has the code.
         """
+        return await (await self._reach()).session()
+
+    async def sessions(self) -> list[Session]:
+        """Those with all of its pods that can be reached, by rank."""
+        return await (await self._reach()).sessions()
+
+    async def session_of(self, id: str) -> Session:
+        """The one with the pod that has this call, or may have it; see `session`.
+
+        Raises
+        ------
+        UnknownCallError
+            When it is no call's id.
+        """
+        try:
+            _, client, _ = parse_call_id(id)
+        except ValueError as e:
+            raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=id, service=self.name) from None
+        replicas = await self._reach()
+        own = replicas.find(client)
+        if own is not None:
+            return own
+        sessions = await replicas.sessions()
+        if len(sessions) > 1:
+            rows = await asyncio.gather(*(find_row(session, id) for session in sessions))
+            sessions = [s for s, row in zip(sessions, rows, strict=True) if row is not None] or sessions
+        return sessions[0]
+
+    async def _reach(self) -> Replicas:
+        """Its pods, of which one lives at least."""
         if self.torn_down:
             raise NotDeployedError(f'service "{self.name}" was torn down; deploy it again with .to(...)')
-        endpoint = self.endpoint
-        if endpoint is not None and endpoint.gone is not None and (reason := endpoint.gone()) is not None:
-            return await self._deploy_again(endpoint, reason)
-        if endpoint is None:
+        replicas = self._replicas
+        if replicas is None:
             info = await self.backend.find(self.name)
             if info is None or info.endpoint is None:
                 raise ServiceNotFoundError(
                     f'there is no service "{self.name}" {self._where()}; kt.services() lists those that there are'
                 )
-            endpoint = self.endpoint = info.endpoint
-        return await self._connect(endpoint)
+            return self.use(info.endpoints)
+        lost = replicas.lost()
+        if len(lost) == len(replicas.endpoints):
+            return await self._deploy_again(replicas, lost[0])
+        if lost or replicas.draining:
+            # Others take its calls; its backend puts another in its place, by and by.
+            info = await self.backend.find(self.name)
+            if info is not None and info.endpoint is not None:
+                replicas.replace(info.endpoints)
+        return replicas
 
-    async def _connect(self, endpoint: Endpoint) -> Session:
-        self._session = await get_session(endpoint)
-        return self._session
+    def use(self, endpoints: Sequence[Endpoint]) -> Replicas:
+        """These are its pods from now on."""
+        self._replicas = Replicas(endpoints, self._prepare)
+        return self._replicas
 
-    async def _deploy_again(self, lost: Endpoint, reason: str) -> Session:
+    async def _prepare(self, session: Session) -> None:
+        """A pod that came in the place of a lost one has no code when that was too large to be kept for it."""
+        if self.code is not None and self._replicas is not None and len(self._replicas.endpoints) > 1:
+            await load(session, await adopt(session), None, self.name, self.code)
+
+    async def _deploy_again(self, lost: Replicas, reason: str) -> Replicas:
         async with self._lock:
-            if self.endpoint is lost:
+            if self._replicas is lost:
                 info = await self.backend.find(self.name)
-                if info is not None and info.endpoint is not None and info.endpoint != lost:
-                    # Somebody has deployed it anew, perhaps this handle itself: that pod is not ours to replace.
-                    self.endpoint = info.endpoint
+                if info is not None and info.endpoint is not None and info.endpoints != lost.endpoints:
+                    # Somebody has deployed it anew, perhaps this handle itself: those pods are not ours to replace.
+                    self.use(info.endpoints)
                 elif self.code is None:
                     raise PodLostError(
                         f'service "{self.name}" has ended ({reason}), and this handle has no code to deploy it again; '
@@ -159,26 +201,33 @@ class Service:
                     async with DeployProgress(self.name) as progress:
                         empty = ", without what it held" if self.kind == "cls" else ""
                         progress.note(f'service "{self.name}" has ended ({reason}); deploying it again{empty}')
-                        await _bring_up(self, self.code, progress, None)
-            assert self.endpoint is not None
-            return await self._connect(self.endpoint)
+                        self.use(await bring_up(self.backend, self.name, self.code, progress, None))
+            assert self._replicas is not None
+            return self._replicas
 
     def _where(self) -> str:
-        return f"in namespace {self.namespace}" if self.namespace else "on this machine"
+        return f"in namespace {self.namespace}" if self.namespace else self.backend.where()
 
     # -- management, for people --------------------------------------------------------------------------------------
 
     def calls(self) -> list[dict[str, Any]]:
-        """The calls that run and the last ones that ended, as dicts with ``id f state started ended by``."""
-        return self._ask(lambda: self._list(all_calls))
+        """The calls that run and the last ones that ended, as dicts with ``id f state started ended by``.
+
+        With several replicas each also has ``replica``, the rank of the pod that it runs in.
+        """
+        return self._ask(lambda: self._lists(all_calls))
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to this service, in order (loads, deaths, restarts), as dicts with ``n time event text``."""
-        return self._ask(lambda: self._list(all_events))
+        """What happened to this service, in order (loads, deaths, restarts), as dicts with ``n time event text``.
+
+        With several replicas each also has ``replica``.
+        """
+        rows = self._ask(lambda: self._lists(all_events))
+        return rows if not rows or "replica" not in rows[0] else sorted(rows, key=lambda row: float(row["time"]))
 
     def logs(self) -> str:
         """What was written outside of any call: while loading, by threads that no call started, by C code."""
-        return str(self._ask(lambda: self._request("service_log"))["text"])
+        return self._service_log()
 
     def tail(self, id: str | None = None, last: int = 16_384) -> str:
         """The end of the log of a call, or of what was written outside of any call; cheap however long it is.
@@ -196,8 +245,14 @@ class Service:
             When the pod has no such call, or has forgotten it.
         """
         if id is None:
-            return str(self._ask(lambda: self._request("service_log", last=last))["text"])
-        return str(self._ask(lambda: self._request("call_log", id=id, last=last))["text"])
+            return self._service_log(last=last)
+        return str(self._ask(lambda: self._request_of(id, "call_log", last=last))["text"])
+
+    def _service_log(self, **fields: Any) -> str:
+        texts = [str(answer["text"]) for answer in self._ask(lambda: self._requests("service_log", **fields))]
+        if len(texts) == 1:
+            return texts[0]
+        return "".join(f"==> {self.name}, replica {rank} <==\n{text}" for rank, text in enumerate(texts) if text)
 
     def cancel(self, id: str) -> bool:
         """Ask the pod to cancel a call, whoever made it; False if it had ended already.
@@ -207,20 +262,25 @@ class Service:
         UnknownCallError, RecordExpiredError
             As `tail`.
         """
-        return bool(self._ask(lambda: self._request("cancel", id=id))["cancelled"])
+        return bool(self._ask(lambda: self._request_of(id, "cancel"))["cancelled"])
 
     def status(self) -> dict[str, Any]:
         """The pod's own word on itself: ``state``, ``worker`` (pid), ``calls`` (in flight), ``code``.
 
         ``memory`` in bytes and ``cpu`` in seconds (counted since the worker began) are those of the worker and its
         children, at the time ``at`` of the pod's clock; ``gpus`` has ``index``, ``use`` in per cent, ``memory`` and
-        ``memory_total`` of each. What isn't known is None.
+        ``memory_total`` of each. What isn't known is None. With several replicas it is the first's, and ``replicas``
+        has all of them.
         """
-        return self._ask(lambda: self._request("status", usage=True))
+        found = self._ask(lambda: self._requests("status", usage=True))
+        return found[0] if len(found) == 1 else {**found[0], "replicas": found}
 
     def restart(self) -> None:
-        """Replace the worker process; calls in flight end with ``WorkerDiedError(cause="restart")``, state is lost."""
-        self._ask(lambda: self._request("restart"))
+        """Replace the worker process; calls in flight end with ``WorkerDiedError(cause="restart")``, state is lost.
+
+        All replicas' at once, if there are several.
+        """
+        self._ask(lambda: self._requests("restart"))
 
     def teardown(self) -> None:
         """End the service and remove everything that belongs to it; returns when that is done.
@@ -235,10 +295,9 @@ class Service:
     async def teardown_async(self) -> None:
         """`teardown`, on the portal."""
         self.torn_down = True
-        self.endpoint = None
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        replicas, self._replicas = self._replicas, None
+        if replicas is not None:
+            await replicas.close()
         await self.backend.delete(self.name)
 
     def curl(self) -> str:
@@ -270,11 +329,19 @@ class Service:
             error = load_error(e, self.name)
             raise error from error.__cause__
 
-    async def _list(self, every: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
-        return await every(await self.session())
+    async def _lists(
+        self, every: Callable[[Session], Coroutine[Any, Any, list[dict[str, Any]]]]
+    ) -> list[dict[str, Any]]:
+        lists = await asyncio.gather(*map(every, await self.sessions()))
+        if len(lists) == 1:
+            return lists[0]
+        return [{**row, "replica": rank} for rank, rows in enumerate(lists) for row in rows]
 
-    async def _request(self, op: str, **fields: Any) -> dict[str, Any]:
-        return await (await self.session()).request(op, **fields)
+    async def _requests(self, op: str, **fields: Any) -> list[dict[str, Any]]:
+        return await asyncio.gather(*(session.request(op, **fields) for session in await self.sessions()))
+
+    async def _request_of(self, id: str, op: str, **fields: Any) -> dict[str, Any]:
+        return await (await self.session_of(id)).request(op, id=id, **fields)
 
     def __reduce__(self) -> tuple[Any, ...]:
         rows = self.interface.rows if self.interface else None
@@ -338,124 +405,65 @@ async def deploy(
         When no pod can be had. Nothing is left behind then.
     """
     backend = get_backend(code.compute)
-    image = code.compute.image
-    problem = image.local_problem() if backend.name == "local" and image is not None else None
-    if problem:
-        raise ConfigError(problem)
-    if backend.name == "local":
+    name = backend.full_name(name)
+    if backend.here:
+        image = code.compute.image
+        problem = image.local_problem() if image is not None else None
+        if problem:
+            raise ConfigError(problem)
         for note in local_notes(code.compute):
             progress.note(note)
+    code = code.on(backend.complete(code.compute), here=backend.here)
     meta = code.bundle.meta
     service = Service(name, backend, code.compute.namespace, kind=meta["kind"], code=code)
     service.interface = Interface(meta["interface"], meta["name"])
-    if get_if_exists and (info := await backend.find(name)) is not None and info.endpoint is not None:
-        service.endpoint = info.endpoint
-        session = await service._connect(info.endpoint)
-        await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
-        live = (await session.request("status")).get("code")
-        if live is not None:
-            if live["kind"] != service.kind:
-                raise ConfigError(
-                    f'the live service "{name}" is a {live["kind"]}, and get_if_exists= would use it as a '
-                    f"{service.kind}: give another name=, or tear it down"
-                )
-            differs = live["version"] != code.fingerprints()[0]
-            service.interface = Interface(live["interface"], live["name"])
-            await progress.done(
-                f'using the live service "{name}"'
-                + ("; its code or its limits differ from those here" if differs else "")
-            )
-            return service
+    if get_if_exists and await _use_live(service, code, progress):
+        return service
     lock = _deploying.setdefault(name, asyncio.Lock())
     if lock.locked():
         progress(Phase.WAITING)
     async with lock:
-        await _bring_up(service, code, progress, output)
+        service.use(await bring_up(backend, name, code, progress, output))
     return service
 
 
-async def _bring_up(service: Service, code: Code, progress: DeployProgress, output: Output | None) -> None:
-    started = time.monotonic()
-    spec = ServiceSpec(service.name, code.compute, describe_client())
-    progress(Phase.SCHEDULING)
-    before = await service.backend.find(service.name)
-    endpoint = await service.backend.apply(spec, progress)
-    live: dict[str, Any] | None = None
-    # Whether the pod is to go if this fails: it came up for this, or lives without any code.
-    ours = before is None or before.endpoint != endpoint
-    try:
-        progress(Phase.CONNECTING)
-        session = await service._connect(endpoint)
-        await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
-        live = (await session.request("status")).get("code")
-        ours = live is None
-        progress(Phase.LOADING)
-        done = await _load(service, code, session, live, progress, output)
-    except BaseException:
-        # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
-        if ours:
-            await asyncio.shield(service.backend.delete(service.name))
-        else:
-            progress.note(f'"{service.name}" goes on with the code that it had')
-        raise
-    service.endpoint, service.torn_down = endpoint, False
-    await progress.done(f'"{service.name}" {done.format(took=f"{time.monotonic() - started:.2f} s")}')
-
-
-async def _load(
-    service: Service,
-    code: Code,
-    session: Session,
-    live: dict[str, Any] | None,
-    progress: DeployProgress,
-    output: Output | None,
-) -> str:
-    """Load the code into the pod unless it is there; what happened, for people (``{took}`` is to be filled in)."""
-    version, worker = code.fingerprints()
-    if live is not None and live["version"] == version:
-        return "is unchanged: the same instance goes on"
-    by = live.get("by") if live else None
-    me = describe_client()
-    if by and (by.get("host"), by.get("pid")) != (me["host"], me["pid"]):
-        whose = by.get("notebook") or f"process {by.get('pid')}"
-        progress.note(f'"{service.name}" replaces the code that {by.get("user")} deployed from {whose}')
-    if live is not None and (before := live.get("name")) not in (None, code.bundle.meta["name"]):
-        # Most often they are different things with names that differ in case only.
-        progress.note(
-            f'"{service.name}" was the service of {before} until now, and is that of {code.bundle.meta["name"]}'
-        )
-    for warning in code.bundle.warnings:
-        progress.note(warning)
-    compute = code.compute
-    meta = {
-        **code.bundle.meta,
-        "version": version,
-        "worker": worker,
-        "by": me,
-        "env": code.env,
-        "cwd": code.cwd,
-        "sys_path": code.sys_path,
-        "threads": compute.concurrency,
-        "concurrency": compute.concurrency,
-        "memory_limit": compute.memory_limit_bytes,
-        "ttl": compute.ttl_seconds,
-        "setup": setup_hooks(),
-    }
-    try:
-        local = service.backend.name == "local"
-        sent = await send_code(code, session, meta, live, local, progress, output)
-    except WorkerDiedError as e:
-        raise startup_error(service.name, e) from e
-    size = readable_size(sent)
+async def _use_live(service: Service, code: Code, progress: DeployProgress) -> bool:
+    """Take the live service of that name as it is; False when there is none."""
+    info = await service.backend.find(service.name)
+    if info is None or info.endpoint is None:
+        return False
+    lives = await asyncio.gather(*map(adopt, await service.use(info.endpoints).sessions()))
+    live = next((live for live in lives if live is not None), None)
     if live is None:
-        ends = f"; it ends after {_hours(compute.ttl_seconds)} without a call" if compute.ttl_seconds else ""
-        return f"is ready on {service.backend.name} pods in {{took}} (sent {size}){ends}"
-    lost = f"; {meta['name']} was constructed anew, its state is lost" if service.kind == "cls" else ""
-    return f"was redeployed in {{took}} (sent {size}){lost}"
+        return False
+    if live["kind"] != service.kind:
+        raise ConfigError(
+            f'the live service "{service.name}" is a {live["kind"]}, and get_if_exists= would use it as a '
+            f"{service.kind}: give another name=, or tear it down"
+        )
+    differs = live["version"] != code.fingerprints()[0]
+    service.interface = Interface(live["interface"], live["name"])
+    await progress.done(
+        f'using the live service "{service.name}"'
+        + ("; its code or its limits differ from those here" if differs else "")
+    )
+    return True
 
 
-def _hours(seconds: float) -> str:
-    return f"{seconds / 3600:.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
+async def find_info(name: str, namespace: str | None = None) -> tuple[Backend, ServiceInfo]:
+    """The service of that name, of this user if there is one, and its backend; runs on the portal.
+
+    Raises
+    ------
+    ServiceNotFoundError
+        When there is none.
+    """
+    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+    for each in dict.fromkeys((backend.full_name(name), name)):
+        if (info := await backend.find(each)) is not None:
+            return backend, info
+    known = ", ".join(sorted(s.name for s in await backend.list())) or "none"
+    raise ServiceNotFoundError(f'there is no service "{name}" {backend.where()}; live ones: {known}')
 
 
 async def find_service(name: str, namespace: str | None = None) -> Service:
@@ -466,18 +474,16 @@ async def find_service(name: str, namespace: str | None = None) -> Service:
     ServiceNotFoundError
         When there is none.
     """
-    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
-    info = await backend.find(name)
-    if info is not None and info.state == "starting":
-        raise ServiceNotFoundError(f'service "{name}" is being deployed; try again in a moment')
-    if info is None or info.endpoint is None:
-        where = f"in namespace {namespace}" if namespace else "on this machine"
-        known = ", ".join(sorted(s.name for s in await backend.list())) or "none"
-        raise ServiceNotFoundError(f'there is no service "{name}" {where}; live ones: {known}')
-    service = Service(name, backend, namespace, info.endpoint)
-    code = (await service._request("status")).get("code")
+    backend, info = await find_info(name, namespace)
+    if info.endpoint is None:
+        raise ServiceNotFoundError(f'service "{info.name}" is being deployed; try again in a moment')
+    service = Service(info.name, backend, namespace)
+    service.use(info.endpoints)
+    code = (await (await service.session()).request("status")).get("code")
     if code is None:
-        raise ServiceNotFoundError(f'service "{name}" is being deployed and has no code yet; try again in a moment')
+        raise ServiceNotFoundError(
+            f'service "{info.name}" is being deployed and has no code yet; try again in a moment'
+        )
     service.kind = code["kind"]
     service.interface = Interface(code["interface"], code["name"])
     return service

@@ -94,6 +94,11 @@ class PackedSteps:
         """Of all of it; another one for each deploy where a step runs at each."""
         return str(self.plan["digest"])
 
+    @property
+    def only_env(self) -> bool:
+        """Whether all that they do is to set variables."""
+        return all(step["kind"] == "env" for step in self.plan["steps"])
+
     def load(
         self, have: Collection[str], keep: Collection[str], cache: str | None, local: bool
     ) -> tuple[dict[str, Any], list[bytes]]:
@@ -119,7 +124,7 @@ class PackedSteps:
 
 
 def pack_steps(image: Image | None) -> PackedSteps | None:
-    """The steps of an image as they are now, with the files that they bring; None when nothing is to be run.
+    """The steps of an image as they are now, with the files that they bring; None when there are none.
 
     Raises
     ------
@@ -128,12 +133,12 @@ def pack_steps(image: Image | None) -> PackedSteps | None:
 
     Examples
     --------
-    >>> pack_steps(Image().set_env_vars({"A": 1})) is None
+    >>> pack_steps(Image("mine")) is None
     True
     >>> [step["shown"] for step in pack_steps(Image().run_bash("make")).plan["steps"]]
     ['run_bash("make")']
     """
-    if image is None or all(step.kind == "env" for step in image.steps):
+    if image is None or not image.steps:
         return None
     steps: list[dict[str, Any]] = []
     files: dict[str, Files] = {}

@@ -74,7 +74,7 @@ class Lines:
 
 def apply(name: str, progress: Lines | None = None, **compute: Any) -> Endpoint:
     spec = ServiceSpec(name, kt.Compute(**compute), {"user": "tester", "pid": os.getpid()})
-    return get_portal().run(local_backend().apply(spec, progress or Lines()))
+    return get_portal().run(local_backend().apply(spec, progress or Lines())).endpoints[0]
 
 
 def find(name: str) -> ServiceInfo | None:
@@ -122,7 +122,7 @@ from kubetorch_jupyter.transport.portal import get_portal
 
 def apply(name, **compute):
     spec = ServiceSpec(name, kt.Compute(**compute), {"user": "other"})
-    return get_portal().run(local_backend().apply(spec, DeployProgress(name, quiet=True)))
+    return get_portal().run(local_backend().apply(spec, DeployProgress(name, quiet=True))).endpoints[0]
 
 def tell(value):
     print(json.dumps(value), flush=True)

@@ -17,7 +17,8 @@ import uvicorn
 from kubetorch_jupyter.calls import CallOptions
 from kubetorch_jupyter.transport.endpoint import Endpoint
 from kubetorch_jupyter.transport.portal import get_portal
-from kubetorch_jupyter.transport.session import Session, get_session
+from kubetorch_jupyter.transport.session import Session
+from kubetorch_jupyter.transport.sharing import get_session
 from pod_server import exceptions, serialization, wire
 from pod_server.wire import FrameType, LogKind
 
@@ -417,6 +418,9 @@ class ScriptedTarget:
     async def session(self) -> Session:
         self._session = await get_session(self.pod.endpoint)
         return self._session
+
+    async def session_of(self, id: str) -> Session:
+        return await self.session()
 
 
 PLAIN = CallOptions(stream_logs=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import kubetorch_jupyter as kt
-from kubetorch_jupyter import service as services
+from kubetorch_jupyter import deployment
 from kubetorch_jupyter.backends import registry
 from kubetorch_jupyter.streams import Output, set_output_factory
 from pod_server import processes
@@ -120,13 +120,13 @@ def test_a_redeploy_that_fails_before_it_has_begun_leaves_the_service(
     def fail(pid: int) -> None:
         raise OSError("no /proc here")
 
-    monkeypatch.setattr(services, "start_of", fail)
+    monkeypatch.setattr(deployment, "start_of", fail)
     with pytest.raises(OSError, match="no /proc"):
         kt.fn(cells["stays"]).to(kt.Compute(), stream_logs=False)
     assert registry.read("stays") is None
     monkeypatch.undo()
     with kt.fn(cells["stays"]).to(kt.Compute(), stream_logs=False) as stays:
-        monkeypatch.setattr(services, "start_of", fail)
+        monkeypatch.setattr(deployment, "start_of", fail)
         with pytest.raises(OSError, match="no /proc"):
             kt.fn(cells["changed"], name="stays").to(kt.Compute(), stream_logs=False)
         monkeypatch.undo()

@@ -10,11 +10,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pod_server.wire import Buffer
+
 from ..compute import Compute
 from ..progress import Phase
 from ..transport.endpoint import Endpoint
 
-__all__ = ["Backend", "Event", "Phase", "Progress", "ServiceInfo", "ServiceSpec"]
+__all__ = ["Backend", "Event", "Phase", "Progress", "Revision", "ServiceInfo", "ServiceSpec"]
 
 
 class Progress(Protocol):
@@ -53,8 +55,9 @@ class ServiceInfo:
     """A service that exists, as a backend sees it without asking the pod.
 
     ``state`` is ``"starting"``, ``"running"``, ``"pending"`` or ``"failed"``; ``created`` is unix time in seconds;
-    ``resources`` is what it asks for (``cpus``, ``memory``, ``gpus``) as given. ``status`` is what its pod says of
-    itself, where it was asked (``kt.services(usage=True)``) and has answered.
+    ``resources`` is what it asks for (``cpus``, ``memory``, ``gpus``) as given; ``endpoints`` are its pods that accept
+    sessions, by rank. ``status`` is what its pod says of itself, where it was asked (``kt.services(usage=True)``) and
+    has answered.
     """
 
     name: str
@@ -63,11 +66,16 @@ class ServiceInfo:
     created: float
     owner: Mapping[str, Any]
     resources: Mapping[str, Any]
-    endpoint: Endpoint | None = None
+    endpoints: tuple[Endpoint, ...] = ()
     namespace: str | None = None
     detached: bool = False
     ttl: float | None = None
     status: Mapping[str, Any] | None = None
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Its first pod that accepts sessions; None while there is none."""
+        return self.endpoints[0] if self.endpoints else None
 
 
 @dataclass(frozen=True)
@@ -80,13 +88,52 @@ class Event:
     fatal: bool = False
 
 
+class Revision(Protocol):
+    """The pods that a deploy goes to, from when they accept sessions until they have the code, or won't get it."""
+
+    @property
+    def endpoints(self) -> Sequence[Endpoint]:
+        """One for each replica, by rank."""
+        ...
+
+    @property
+    def new(self) -> bool:
+        """Whether they came up for this deploy."""
+        ...
+
+    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress) -> None:
+        """They have the code, a LOAD's ``meta`` and ``buffers``: whatever they replace may go.
+
+        A backend whose pods may be replaced by somebody else keeps the code for these.
+        """
+        ...
+
+    async def discard(self) -> None:
+        """Remove what was made for this deploy; what was there before goes on."""
+        ...
+
+
 class Backend(Protocol):
     """The protocol; ``backends/local.py`` and ``backends/kubernetes`` are the two that there are."""
 
     name: str
+    #: Whether pods run in this process's own directory and environment.
+    here: bool
 
-    async def apply(self, spec: ServiceSpec, progress: Progress) -> Endpoint:
-        """Create the service or bring it up to date; returns when its front accepts sessions."""
+    def full_name(self, name: str) -> str:
+        """The name under which a service of this user is known there."""
+        ...
+
+    def complete(self, compute: Compute) -> Compute:
+        """The same with what this backend does where nothing was said."""
+        ...
+
+    def where(self) -> str:
+        """For sentences about services: "on this machine", "in namespace team-a"."""
+        ...
+
+    async def apply(self, spec: ServiceSpec, progress: Progress) -> Revision:
+        """Create the service's pods or bring them up to date; returns when each front accepts sessions."""
         ...
 
     async def find(self, name: str) -> ServiceInfo | None:

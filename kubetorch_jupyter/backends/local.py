@@ -14,14 +14,17 @@ import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from pod_server import processes
+from pod_server.wire import Buffer
 
-from ..errors import DeployError, ServiceTimeoutError, StartupError
+from ..compute import Compute
+from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
-from .base import Event, Phase, Progress, ServiceInfo, ServiceSpec
+from .base import Event, Phase, Progress, Revision, ServiceInfo, ServiceSpec
 from .ending import kill_tree, until_ended, until_settled
 from .pods import changes, environment, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
@@ -35,10 +38,30 @@ _GRACE = 5.0
 _MEMORY = 500
 
 
+@dataclass(frozen=True)
+class _Pod:
+    """The one pod of a service; a `Revision`."""
+
+    backend: LocalBackend
+    endpoint: Endpoint
+    new: bool
+
+    @property
+    def endpoints(self) -> Sequence[Endpoint]:
+        return (self.endpoint,)
+
+    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress) -> None:
+        """Nothing: the pod that was replaced has ended, and only this client brings up another."""
+
+    async def discard(self) -> None:
+        await self.backend.delete(self.endpoint.service)
+
+
 class LocalBackend:
     """The backend of this machine; `get_backend` gives the one of this process."""
 
     name = "local"
+    here = True
 
     def __init__(self) -> None:
         self._zygotes: dict[tuple[tuple[str, str], ...], asyncio.Task[RootZygote]] = {}
@@ -51,9 +74,21 @@ class LocalBackend:
         self._cleaning: set[asyncio.Task[None]] = set()
         self._told = False
 
+    def full_name(self, name: str) -> str:
+        """The name itself: all services of this machine are this user's."""
+        return name
+
+    def complete(self, compute: Compute) -> Compute:
+        """As it is."""
+        return compute
+
+    def where(self) -> str:
+        """For sentences."""
+        return "on this machine"
+
     # -- apply -------------------------------------------------------------------------------------------------------
 
-    async def apply(self, spec: ServiceSpec, progress: Progress) -> Endpoint:
+    async def apply(self, spec: ServiceSpec, progress: Progress) -> Revision:
         """Bring up the service's pod, or give the one that lives; see `Backend`.
 
         A pod that lives is replaced only if it differs in what can't be changed while it runs: its GPUs, ``detach``,
@@ -94,13 +129,13 @@ class LocalBackend:
             settled.set()
             self._deploying.pop(spec.name, None)
 
-    async def _apply(self, spec: ServiceSpec, progress: Progress) -> Endpoint:
+    async def _apply(self, spec: ServiceSpec, progress: Progress) -> Revision:
         wanted = pod_spec(spec)
         available = await asyncio.to_thread(gpus.devices) if wanted["gpus"] else []
         while True:
             record, ours = await self._claim(spec, wanted, available)
             if ours:
-                return await self._start(record, spec, progress)
+                return _Pod(self, await self._start(record, spec, progress), new=True)
             state = record.state
             if state == "foreign":
                 there = record.service["machine"]["host"]
@@ -116,7 +151,7 @@ class LocalBackend:
                     if any(record.service[key] != value for key, value in asks.items()):
                         await asyncio.to_thread(registry.amend, record, asks)
                     try:
-                        return self._endpoint(record)
+                        return _Pod(self, self._endpoint(record), new=False)
                     except FileNotFoundError:  # its token has gone: it is being removed
                         await until_ended(record, _GRACE)
                         continue
@@ -271,7 +306,7 @@ class LocalBackend:
             created=said["created"],
             owner=said["owner"],
             resources={**said["resources"], **({"devices": said["devices"]} if said["devices"] else {})},
-            endpoint=endpoint,
+            endpoints=(endpoint,) if endpoint is not None else (),
             detached=said["detached"],
             ttl=said["ttl"],
         )
@@ -280,10 +315,11 @@ class LocalBackend:
         front, incarnation = record.front, record.incarnation
         assert front is not None
 
-        def gone() -> str | None:
+        def gone(ended: bool) -> PodLostError | None:
             if processes.is_alive(*front):
-                return None
-            return self._ended.get(incarnation, f"its front process (pid {front[0]}) has ended")
+                return None  # one that ends says itself why
+            reason = self._ended.get(incarnation, f"its front process (pid {front[0]}) has ended")
+            return PodLostError(service=record.name, reason=reason)
 
         return Endpoint(record.name, record.url, record.token(), gone=gone)
 

@@ -62,6 +62,12 @@ class _AttachedRun(_HeldRun):
         """The id that it was attached to by."""
         return str(self.meta["id"]) if self.meta else None
 
+    def _live(self) -> None:
+        """None: not any pod of the service has the call."""
+
+    async def _session(self) -> Session:
+        return await self.target.session_of(self.id or "")
+
 
 class Call(Generic[T]):
     """One call that was spawned, or attached to: its identity, state, result and log.
@@ -304,11 +310,11 @@ class Call(Generic[T]):
         id = self.id
 
         async def read() -> str:
-            session = await self._target.session()
+            session = await self._target.session_of(id)
             return await read_log(session, id, None if self._ended else await find_row(session, id))
 
         async def read_on(add: Callable[[str], None]) -> None:
-            await follow_log(await self._target.session(), id, add)
+            await follow_log(await self._target.session_of(id), id, add)
 
         return LogPieces(read_on) if follow else get_portal().run(read())
 
@@ -361,7 +367,7 @@ def attach_call(target: Target, call_id: str) -> Call[Any]:
         raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=call_id) from None
 
     async def ask() -> dict[str, Any] | None:
-        return await find_row(await target.session(), call_id)
+        return await find_row(await target.session_of(call_id), call_id)
 
     row = get_portal().run(ask())
     function = str(row["f"]) if row is not None else ""

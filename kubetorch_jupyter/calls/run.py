@@ -199,11 +199,18 @@ class Run(Exchange):
         if self._early is not None:
             self.on_error(self._cancelled())
             return
-        session = self.target.live
+        session = self._live()
         if session is not None:
             self._begin_on(session)
         else:
             self._starting = self._own(self._begin_later())
+
+    def _live(self) -> Session | None:
+        """The session to start it on at once, if there is one."""
+        return self.target.live
+
+    async def _session(self) -> Session:
+        return await self.target.session()
 
     def _own(self, coro: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run it in the context of this call's cell, where it may have something to say."""
@@ -212,7 +219,7 @@ class Run(Exchange):
 
     async def _begin_later(self) -> None:
         try:
-            session = await self.target.session()
+            session = await self._session()
         except asyncio.CancelledError:
             self.on_error(self._cancelled())
             if self._early is None:

@@ -32,6 +32,10 @@ class Target(Protocol):
         """The session, after connecting or deploying again where that is needed; runs on the portal."""
         ...
 
+    async def session_of(self, id: str) -> Session:
+        """The session with the pod that has the call of this id, where one of several has it."""
+        ...
+
 
 @dataclass(frozen=True)
 class CallOptions:

@@ -39,6 +39,7 @@ class Requests:
             "call_log": self._call_log,
             "calls": self._calls,
             "cancel": self._cancel,
+            "drain": self._drain,
             "events": self._events,
             "restart": self._restart,
             "service_log": self._service_log,
@@ -94,6 +95,7 @@ class Requests:
             "sessions": len(pod.sessions),
             "log_bytes": logs,
             "result_bytes": results,
+            "missing": pod.kept.missing if supervisor.code is None else None,
         }
 
     def _status(self, meta: dict[str, Any], answer: Answer) -> None:
@@ -185,6 +187,9 @@ class Requests:
     # -- doing ---------------------------------------------------------------------------------------------------------
 
     def _adopt(self, meta: dict[str, Any], answer: Answer) -> None:
+        if self._pod.params.containers:
+            answer({"owners": []})  # nobody's process runs here; such a pod has a time to live
+            return
         pid, start = meta.get("pid"), meta.get("start")
         valid = type(pid) is int and 0 < pid < 1 << 31 and (start is None or type(start) is int)
         if not valid or not self._pod.life.adopt(int(pid or 0), start):
@@ -208,6 +213,10 @@ class Requests:
     def _teardown(self, meta: dict[str, Any], answer: Answer) -> None:
         answer({"stopping": True})
         self._pod.stop("a client has asked for its end")
+
+    def _drain(self, meta: dict[str, Any], answer: Answer) -> None:
+        self._pod.drain()
+        answer({"calls": self._pod.life.active})
 
     def _touch(self, meta: dict[str, Any], answer: Answer) -> None:
         self._pod.life.touch()

@@ -95,12 +95,17 @@ class Supervisor:
         if self.state == "failed":
             reason = (self.error or {}).get("message", "")
             return {"type": "StartupError", "message": f'the code of service "{name}" could not be loaded: {reason}'}
-        return {"type": "NotDeployedError", "message": f'service "{name}" has no code yet; deploy it with .to(...)'}
+        return self._pod.kept.refusal()
 
     @property
     def ready(self) -> bool:
         """Whether the code is loaded and its worker lives."""
         return self.state == "ready" and self.current is not None
+
+    def restore(self, code: Code) -> None:
+        """Begin with code that another front has had."""
+        self.code, self.state, self._revive = code, "restarting", True
+        self._wake.set()
 
     def load(self, record: Record) -> None:
         """A complete LOAD; it is done after those that came before."""
@@ -143,10 +148,7 @@ class Supervisor:
     def restart(self, done: Callable[[dict[str, Any] | None], None]) -> None:
         """Replace the worker; `done` is told when the new one is ready, or of an ``error`` object."""
         if self.code is None or self.state == "stopping":
-            done(
-                self.refusal()
-                or {"type": "NotDeployedError", "message": "there is no code yet that could be started again"}
-            )
+            done(self.refusal() or self._pod.kept.refusal())
             return
         self._restarts.append(done)
         self._failures = 0
@@ -436,10 +438,11 @@ class Supervisor:
             self.state, self.error = "ready", None
         if before is not None and before is not code:
             self._drop(before)
+        self._pod.kept.save(code)
         name = code.meta.get("name") or self._pod.params.name
         where = {"worker": worker.number, "pid": worker.pid, "version": code.version}
-        event, place = ("worker-ready", " into a new worker") if again else ("loaded", "")
-        self._pod.tell(event, f"{name} has been loaded{place}", **where)
+        event, more = ("worker-ready", " into a new worker") if again else ("loaded", "")
+        self._pod.tell(event, f"{name} has been loaded{more}", **where)
         if before is not None and before.kind == "cls":
             self.losses += 1
             why = "by a restart" if restarts else "since its worker ended" if again else "by a redeploy"
@@ -488,11 +491,10 @@ class Supervisor:
     def stop(self) -> None:
         """End all workers and all calls; the pod ends."""
         self.state = "stopping"
+        self.holding = True  # what comes now is refused, and not given to a worker that is being killed
         self.fleet.stop()
-        error = {
-            "type": "PodTerminatedError",
-            "message": f'service "{self._pod.params.name}" was ended while the call ran',
-        }
+        text = f'service "{self._pod.params.name}" was ended while the call ran'
+        error = {"type": "PodTerminatedError", "message": text}
         for record in self._pod.store:
             if record.client is not self._own:
                 self._pod.calls.fail(record, error)

@@ -72,7 +72,7 @@ def _enter(params: WorkerParams) -> str | None:
     """Take on environment, working directory, path and a fresh ``__main__``; what went wrong, for whoever deploys."""
     problem = None
     if params.env is not None:
-        if "PATH" in params.env:
+        if params.sys_path is not None:  # the place is the client's, and not the pod's own
             os.environ.clear()
         os.environ.update(params.env)
         time.tzset()

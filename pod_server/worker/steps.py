@@ -410,11 +410,9 @@ class Steps:
         for layer in reversed(self._stack):
             site.addsitedir(layer.site)
         found = sys.path[len(before) :]
-        # After the standard library, as site-packages always are; but before what came with the pod server.
-        ours = [path for path in before if self._in_cluster and path == _library()]
-        before = [path for path in before if path not in ours]
+        # After the standard library, as site-packages always are.
         at = 1 + max((i for i, path in enumerate(before) if path in _standard_library()), default=-1)
-        sys.path[:] = [*self._paths, *before[:at], *found, *before[at:], *ours]
+        sys.path[:] = [*self._paths, *before[:at], *found, *before[at:]]
         self._forget(loaded)
         importlib.invalidate_caches()
 
@@ -450,11 +448,6 @@ def _standard_library() -> set[str]:
     zipped = "python{}{}.zip".format(*sys.version_info)
     found |= {os.path.join(path, "lib-dynload") for path in found}
     return found | {os.path.join(os.path.dirname(path), zipped) for path in found}
-
-
-def _library() -> str:
-    """The folder that this package was found in."""
-    return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def _life(local: bool) -> str:

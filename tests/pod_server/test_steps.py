@@ -295,7 +295,6 @@ def test_in_a_cluster_the_home_directory_has_it(pod: Pod) -> None:
     after = said["path"][said["path"].index(layer) :]
     assert sysconfig.get_path("purelib") in after
     assert sysconfig.get_path("stdlib") not in after, "as with any Python, the standard library goes before packages"
-    assert said["path"][-1] == str(ROOT), "what came with the pod server hides nothing that a step installs"
     assert said["executable"].startswith(str(pod.home))
     assert said["env"]["PATH"].startswith(os.path.dirname(said["executable"]))
     assert said["env"]["KT_STEPS_DIR"] == str(pod.home)

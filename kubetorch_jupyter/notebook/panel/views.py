@@ -244,8 +244,15 @@ class DeployForm:
         self.arguments = w.Text(description="init_args", placeholder='{"size": 3}')
         self.arguments.add_class("kt-wide")
         fields = (self.what, self.cpus, self.memory, self.gpus, self.concurrency, self.detach, self.arguments)
+        self._touched = False
+        self._offering = False
+
+        def changed(_: object) -> None:
+            self._touched = self._touched or not self._offering
+            tell("form")
+
         for widget in fields:
-            widget.observe(lambda _: tell("form"), names=["value"])
+            widget.observe(changed, names=["value"])
         self._line = _html()
         self._button = _button("Deploy", "Deploy it as the line says", lambda: tell("deploy"), "kt-main")
         self._form = _box(fields, "kt-form")
@@ -269,13 +276,17 @@ class DeployForm:
         )
 
     def offer(self, names: Sequence[str]) -> None:
-        """What there is to choose from; the first is chosen at first."""
+        """What there is to choose from; the first, which is the newest, is chosen until somebody fills in the form."""
         if tuple(names) != tuple(self.what.options):
-            chosen = self.what.value
-            with self.what.hold_sync():
-                self.what.options = tuple(names)
-                if names:
-                    self.what.value = chosen if chosen in names else names[0]
+            chosen = self.what.value if self._touched else None
+            self._offering = True
+            try:
+                with self.what.hold_sync():
+                    self.what.options = tuple(names)
+                    if names:
+                        self.what.value = chosen if chosen in names else names[0]
+            finally:
+                self._offering = False
         show(self._form, bool(names))
         show(self._bar, bool(names))
         show(self._none, not names)
