@@ -174,8 +174,6 @@ class Supervisor:
         elif not worker.busy:
             self._loop.call_later(_CLEANUP, self.fleet.kill, worker, why)
 
-    # -- the task ------------------------------------------------------------------------------------------------------
-
     async def run(self) -> None:
         """Do loads and revivals as they come, for ever."""
         while True:
