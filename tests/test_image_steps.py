@@ -227,9 +227,12 @@ def test_bash_runs_in_a_folder_of_its_own(image: kt.Image, deploy: Deploy) -> No
     here = sorted(os.listdir())
     seen = deploy(image.run_bash("echo made > made.txt && pip --version && command -v python > python.txt"))()
     assert seen["files"] == ["made.txt", "python.txt"]
+    assert Path(seen["steps"]).is_relative_to(kt.config.cache_dir), "on a disk, and not in the runtime directory"
     assert seen["cwd"] == os.getcwd(), "the code runs where the notebook does"
     assert Path(seen["steps"], "python.txt").read_text().startswith(str(Path(seen["steps"]).parent))
     assert sorted(os.listdir()) == here
+    kt.teardown("steps")
+    assert not Path(seen["steps"]).exists(), "it goes with the service"
 
 
 def test_force_runs_at_each_deploy(image: kt.Image, deploy: Deploy, tmp_path: Path) -> None:
@@ -283,6 +286,7 @@ def test_a_package_that_there_is_not(image: kt.Image, deploy: Deploy) -> None:
     assert "No matching distribution found for ktnowhere" in str(info.value)
     assert "PIP_INDEX_URL" in str(info.value)
     assert [s for s in kt.services() if s.name == "steps"] == [], "a first deploy that fails leaves nothing"
+    assert os.listdir(Path(kt.config.cache_dir, "services")) == []
 
 
 def test_a_class_goes_on_while_steps_run_and_after_they_failed(image: kt.Image, tmp_path: Path) -> None:
@@ -470,3 +474,21 @@ def test_in_a_notebook(make_newest_kernel: KernelFactory, index: Index, tmp_path
     assert "exit code 4" in str(cell.error)
     assert "oh no\n" in cell.stdout
     assert kernel.run("print(handle())").stdout == "1.0\n"
+
+
+def test_stop_ends_the_step(make_newest_kernel: KernelFactory, tmp_path: Path) -> None:
+    kernel = make_newest_kernel()
+    kernel.run("import kubetorch_jupyter as kt")
+    script = f"echo $$ > {tmp_path}/pid; echo go; sleep 600"
+    cell = kernel.begin(f"kt.fn(len).to(kt.Compute(image=kt.Image().run_bash({script!r})))")
+    cell.wait_text("go\n")
+    began = time.monotonic()
+    kernel.interrupt()
+    cell.wait(10)
+    assert cell.error is not None
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    pid = int((tmp_path / "pid").read_text())
+    while psutil.pid_exists(pid):
+        assert time.monotonic() - began < 5
+        time.sleep(0.01)
+    assert kernel.run("print([service.name for service in kt.services()])").stdout == "[]\n"

@@ -41,6 +41,8 @@ POD_HOME = "/kubetorch/home"
 _LINES, _CHARS = 15, 2500
 #: Where steps run and relative copies go, for the user's own code.
 _VARIABLE = "KT_STEPS_DIR"
+#: Says where steps of a service on this machine have their place.
+_ROOT = "KT_STEPS_ROOT"
 _INSTALLERS = re.compile(r"\b(apt-get|apt|apk|yum|dnf|microdnf|zypper)\b")
 _NOT_ALLOWED = re.compile(
     r"permission denied|read-only file system|operation not permitted|are you root", re.IGNORECASE
@@ -143,7 +145,11 @@ class Steps:
 
     def _open(self, plan: dict[str, Any], files: Sequence[Buffer]) -> None:
         self._in_cluster = not self._local and os.access(self._home, os.W_OK)
-        self._root = os.path.realpath(os.path.join(self._home if self._in_cluster else self._directory, "steps"))
+        # Of a service on this machine it goes with the pod, but is on a disk, which the directory needn't be.
+        given = _writable(os.environ.get(_ROOT) or "") if self._local else None
+        self._root = given or os.path.realpath(
+            os.path.join(self._home if self._in_cluster else self._directory, "steps")
+        )
         os.makedirs(os.path.join(self._root, "files"), mode=0o700, exist_ok=True)
         self._work = os.path.join(self._root, "work")
         if self._in_cluster:
@@ -194,6 +200,8 @@ class Steps:
             return set()
 
     def _write_down(self, step: dict[str, Any]) -> None:
+        if step.get("force"):  # of those before only the last one counts
+            self._done = {run for run in self._done if not run.startswith(step["digest"])}
         self._done.add(step["run"])
         path = os.path.join(self._root, "done.json")
         with open(f"{path}.part", "w", encoding="utf-8") as f:
@@ -434,7 +442,9 @@ def _in_background(step: dict[str, Any]) -> bool:
 
 
 def _writable(folder: str) -> str | None:
-    """A folder that may be written to, made if need be; None: it can't be."""
+    """A folder that may be written to, made if need be; None: there is none, or it can't be."""
+    if not folder:
+        return None
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError:
