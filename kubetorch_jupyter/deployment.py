@@ -16,6 +16,7 @@ from .code import Code
 from .compat import setup_hooks
 from .errors import WorkerDiedError
 from .identity import describe_client
+from .packing import fit
 from .progress import DeployProgress, Phase
 from .sending import send_code, whole_load
 from .streams import Output
@@ -57,6 +58,7 @@ async def bring_up(
         lives = await asyncio.gather(*map(adopt, sessions))
         ours = ours or all(live is None for live in lives)
         progress(Phase.LOADING)
+        await fit(code, sessions[0], progress)
         _say_before(name, code, lives[0], progress)
         # What each prints is the same, most often: one of them is shown.
         shown = [(output, progress), *[(None, None)] * (len(sessions) - 1)]

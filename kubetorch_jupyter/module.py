@@ -16,13 +16,13 @@ from .errors import ConfigError, NotDeployedError
 from .interface import Interface
 from .invocation import KEYWORDS, check_serialization, with_options
 from .markup import summary
+from .packing import pack
 from .progress import DeployProgress
 from .service import (
     Service,
     deploy,
     find_service,
     open_deploy_output,
-    pack,
     service_name,
 )
 from .transport.portal import get_portal

@@ -8,18 +8,15 @@ blocking and awaiting faces are made in `module` and by `Service`'s methods for 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import re
 import weakref
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pod_server.wire import parse_call_id
 
-from . import shipping
 from .backends import get_backend
 from .backends.base import Backend, Event, ServiceInfo
 from .backends.notes import local_notes
@@ -29,6 +26,7 @@ from .compute import Compute
 from .deployment import adopt, bring_up, load
 from .errors import (
     ConfigError,
+    KubetorchError,
     NotDeployedError,
     PodLostError,
     ServiceNotFoundError,
@@ -36,7 +34,9 @@ from .errors import (
 )
 from .interface import Interface
 from .markup import summary
+from .packing import fit
 from .progress import DeployProgress, Phase
+from .shipping import PYTHON
 from .streams import Output, open_output
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
@@ -119,6 +119,14 @@ class Service:
     def live(self) -> Session | None:
         """The open session for the next call, if one need not be waited for; else None."""
         return self._replicas.live if self._replicas is not None and not self.torn_down else None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its pods are known to have another minor version of Python."""
+        python = self._replicas.python if self._replicas is not None else None
+        if python is None and self.code is not None:
+            python = self.code.bundle.python
+        return python not in (None, PYTHON)
 
     async def session(self) -> Session:
         """The open session for the next call: with the least busy pod; runs on the portal.
@@ -363,28 +371,17 @@ def _run(coro: Coroutine[Any, Any, T]) -> T:
 
 # -- deploying ---------------------------------------------------------------------------------------------------------
 
-#: One thread packs: pickling is the user's code (``__getstate__``) and long for large values, so it belongs neither on
-#: the portal nor on the kernel's loop; several at once would only fight for the interpreter lock.
-_packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
-
 #: Deploys of one name from this process go one after the other, so that the last one typed is the one that lives.
 _deploying: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
 
 
 def _after_fork() -> None:
-    global _packer, _deploying
-    _packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
+    global _deploying
     _deploying = weakref.WeakValueDictionary()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
-
-
-async def pack(make: Callable[[], shipping.Bundle]) -> shipping.Bundle:
-    """Run ``make`` on the packing thread, in this context."""
-    context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_packer, context.run, make)
 
 
 async def deploy(
@@ -432,7 +429,8 @@ async def _use_live(service: Service, code: Code, progress: DeployProgress) -> b
     info = await service.backend.find(service.name)
     if info is None or info.endpoint is None:
         return False
-    lives = await asyncio.gather(*map(adopt, await service.use(info.endpoints).sessions()))
+    sessions = await service.use(info.endpoints).sessions()
+    lives = await asyncio.gather(*map(adopt, sessions))
     live = next((live for live in lives if live is not None), None)
     if live is None:
         return False
@@ -441,7 +439,11 @@ async def _use_live(service: Service, code: Code, progress: DeployProgress) -> b
             f'the live service "{service.name}" is a {live["kind"]}, and get_if_exists= would use it as a '
             f"{service.kind}: give another name=, or tear it down"
         )
-    differs = live["version"] != code.fingerprints()[0]
+    try:
+        await fit(code, sessions[0])
+        differs = live["version"] != code.fingerprints()[0]
+    except KubetorchError:  # it couldn't be sent there, and needn't be
+        differs = True
     service.interface = Interface(live["interface"], live["name"])
     await progress.done(
         f'using the live service "{service.name}"'

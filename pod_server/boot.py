@@ -85,8 +85,9 @@ def _extract(packed, target):
 def _set_path(root, part):
     # type: (str, str) -> None
     """Put the two directories of the bundle where they belong in this part of the pod."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = [p for p in sys.path if p and os.path.abspath(p) != here]
+    # Python puts the script's own directory there, with the links of a mounted ConfigMap resolved.
+    here = os.path.dirname(os.path.realpath(__file__))
+    path = [p for p in sys.path if p and os.path.realpath(p) != here]
     ours, needed = os.path.join(root, "ours"), os.path.join(root, "needed")
     if part == "front":
         # What an image's PYTHONPATH leads to is for the user's code, and may be called like modules of the library.

@@ -35,6 +35,8 @@ class Replicas:
         #: By `Endpoint.key`.
         self._sessions: dict[tuple[str, str], Session] = {}
         self._looked = 0.0
+        #: The minor version of the pods' Python, once one of them has been connected to.
+        self.python: str | None = None
 
     @property
     def live(self) -> Session | None:
@@ -100,6 +102,7 @@ class Replicas:
             if self._prepare is not None:
                 await self._prepare(session)
             self._sessions[endpoint.key] = session
+            self.python = session.welcome.get("python")
         return session
 
     def replace(self, endpoints: Sequence[Endpoint]) -> None:

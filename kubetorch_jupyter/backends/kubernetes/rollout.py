@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 #: Seconds between two looks at whether the calls of pods that are replaced have ended, and for how long it is looked.
 _LOOK = 0.3
 _PATIENCE = 3600.0
+#: For so many seconds it is tried to remove what a failed deploy has made.
+_PERSISTENCE = 10.0
 #: Seconds that a pod may take to say how many calls it has.
 _ANSWER = 2.0
 
@@ -96,7 +98,7 @@ class Rollout:
                 self.endpoints = await self._waiting.run(self._make_room if self.new and self._old else None)
         except BaseException as e:
             if self.new:
-                await asyncio.shield(self.discard())
+                await asyncio.shield(self._clean_up())
             if isinstance(e, TimeoutError) and not isinstance(e, KubetorchError):
                 raise self._waiting.expired(limit) from None
             raise
@@ -158,6 +160,20 @@ class Rollout:
         )
         for job in self._old:
             space.own(self._retire(job))
+
+    async def _clean_up(self) -> None:
+        """Remove what was made, also where the cluster is what is in trouble."""
+        deadline = time.monotonic() + _PERSISTENCE
+        while True:
+            try:
+                await self.discard()
+                return
+            except KubetorchError as e:
+                # The reason why the deploy failed is worth more than this one.
+                if time.monotonic() > deadline:
+                    self._progress.note(f'something of "{self._plan.service}" is left in the cluster: {e}')
+                    return
+            await asyncio.sleep(_LOOK)
 
     async def discard(self) -> None:
         """Remove what this deploy made."""
