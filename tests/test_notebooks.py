@@ -52,7 +52,7 @@ SHOWN: dict[str, dict[str, list[str]]] = {
         "process-batch-shown": ["begin 3", "[0, 1, 4, 9]"],
         "complete": ["train-model", "fetch-training-data"],
         "complete-shown": ["{'model': {'loss': 0.123, 'accuracy': 0.95}, 'data': {'rows': [1, 2, 3]}}"],
-        "services": ["my-service", "gpus=1", "fetch-training-data"],
+        "services": ["train-model", "fetch-training-data", "cpus=1"],
         "end": ["no services"],
     },
     "03-classes-and-state": {
@@ -96,7 +96,7 @@ SHOWN: dict[str, dict[str, list[str]]] = {
         "bg-result": ["epoch 0", "epoch 3"],
         "deploy": ["square", "total", "is ready on local pods"],
         "handles": ["squaring 0", "squaring 3", "[0, 1, 5, 14]"],
-        "services": ["magics-tutorial", "square", "total", "cpus=1"],
+        "services": ["magics-tutorial", "square", "total", "cpus=0.5"],
         "preview": ["area", "numpy"],
         "logs": ["squaring 0", "squaring 3"],
         "doctor": ["asyncio", "a function was deployed in"],
