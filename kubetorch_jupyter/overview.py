@@ -12,7 +12,7 @@ from typing import Any
 from pod_server.wire import parse_call_id
 
 from .backends import get_backend
-from .backends.base import ServiceInfo
+from .backends.base import Finding, ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
 from .error_base import describe_size
@@ -25,7 +25,7 @@ from .transport.listing import all_calls
 from .transport.portal import get_portal
 from .transport.sharing import get_session
 
-__all__ = ["Table", "attach", "calls", "left_running", "services", "teardown"]
+__all__ = ["Table", "attach", "calls", "examine_backend", "left_running", "services", "teardown"]
 
 
 class Table(list[Any]):
@@ -178,6 +178,11 @@ def calls(service: str | None = None) -> Table:
         "WHOSE": lambda r: _whose(r.get("by")),
     }
     return Table(rows, columns, "no calls")
+
+
+def examine_backend() -> Sequence[Finding]:
+    """What there is to say of the place that services go to; takes a few seconds at most, whatever is wrong."""
+    return get_portal().run(get_backend(Compute()).examine())
 
 
 def teardown(name: str, namespace: str | None = None) -> None:

@@ -309,17 +309,16 @@ class Service:
         await self.backend.delete(self.name)
 
     def curl(self) -> str:
-        """The shell line that calls this service: JSON in, JSON out. The token is read from its file, not shown."""
+        """The shell line that calls this service: JSON in, JSON out. The token is read where it stands, not shown.
+
+        From outside of a cluster it is two lines, the first of which opens a way to the pod.
+        """
         info = _run(self.backend.find(self.name))
         if info is None or info.endpoint is None:
             raise ServiceNotFoundError(f'there is no service "{self.name}" {self._where()}')
-        token = getattr(self.backend, "token_hint", lambda name: "$KT_TOKEN")(self.name)
         names = self.interface.methods if self.interface else []
         name = names[0] if names else (self.interface.entries[""].name if self.interface else self.name)
-        return (
-            f'curl -X POST {info.endpoint.url}/call/{name} -H "X-Kubetorch-Token: {token}"'
-            " -H 'Content-Type: application/json' -d '{\"args\": [], \"kwargs\": {}}'"
-        )
+        return self.backend.curl(info, name)
 
     def watch(self) -> list[Event]:
         """The backend's events of this service so far."""

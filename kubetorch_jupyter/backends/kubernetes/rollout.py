@@ -21,6 +21,7 @@ from . import manifests, names
 from .bundle import Bundle
 from .client import Kind
 from .diagnosis import Diagnosis
+from .room import makes_room
 from .space import Raw, Space
 from .waiting import Waiting
 
@@ -107,7 +108,8 @@ class Rollout:
         space, plan = self._space, self._plan
         self._progress(Phase.SCHEDULING)
         # Everything that can be refused without the cluster is refused before anything is made.
-        manifest, content = manifests.job(plan), await self._bundle.config_map()
+        manifest = manifests.job(plan)
+        content, _ = await asyncio.gather(self._bundle.config_map(), space.check_secrets(plan))
         job = self._job = await space.create(manifest)
         owners = [manifests.owner_reference(job)]
         # The Job first, suspended, so that what it owns has an owner: a client that dies here leaves no orphans.
@@ -128,7 +130,9 @@ class Rollout:
             await space.patch(Kind.JOB, plan.job_name, {"spec": {"suspend": False}})
 
     async def _make_room(self, found: Diagnosis) -> bool:
-        """End the pods that are replaced, because the new ones find no room beside them."""
+        """End the pods that are replaced, if the new ones find no room beside them and would without."""
+        if self._job is None or not makes_room(found, self._job, self._old):
+            return False
         self._progress.note(
             f'there is no room for the new pod of "{self._plan.service}" beside the old one ({found.detail}): the old '
             "one goes first, when its calls have ended"
