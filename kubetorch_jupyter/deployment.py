@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import time
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from pod_server.processes import start_of
@@ -13,22 +18,65 @@ from .backends.base import Backend, Progress, Revision, ServiceSpec
 from .calls import startup_error
 from .code import Code
 from .compat import setup_hooks
-from .errors import WorkerDiedError
+from .errors import KubetorchError, WorkerDiedError
 from .identity import describe_client
 from .progress import DeployProgress, Phase
+from .shipping import Bundle
 from .streams import Output
 from .transport.endpoint import Endpoint
-from .transport.session import Session, get_session
+from .transport.session import RemoteFailure, Session, get_session
 from .values import readable_size
 
-__all__ = ["adopt", "bring_up", "load"]
+__all__ = ["adopt", "bring_up", "fill", "has_code", "pack"]
+
+#: How long a pod that was told to stop loading may take to say what it has, in seconds.
+_SETTLE = 5.0
 
 
-async def adopt(session: Session) -> dict[str, Any] | None:
-    """Own the pod that this session is with, as its deployer does; what it says of its code, None without any."""
-    await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
+#: One thread packs: pickling is the user's code (``__getstate__``) and long for large values, so it belongs neither on
+#: the portal nor on the kernel's loop; several at once would only fight for the interpreter lock.
+_packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
+
+
+def _after_fork() -> None:
+    global _packer
+    _packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+async def pack(make: Callable[[], Bundle]) -> Bundle:
+    """Run ``make`` on the packing thread, in this context."""
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_packer, context.run, make)
+
+
+#: What was deployed last from this process and is still held by a handle, by backend, namespace and name.
+_deployed: weakref.WeakValueDictionary[tuple[str, str | None, str], Code] = weakref.WeakValueDictionary()
+
+
+async def adopt(backend: Backend, session: Session) -> dict[str, Any] | None:
+    """Own the pod that this session is with, as its deployer does; what it says of its code, None without any.
+
+    Pods elsewhere are nobody's: they end with their service.
+    """
+    if backend.here:
+        await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
     found: dict[str, Any] | None = (await session.request("status")).get("code")
     return found
+
+
+async def has_code(session: Session) -> bool:
+    """Whether the pod has code, or gets it at this moment."""
+    status = await session.request("status")
+    return status.get("code") is not None or status["state"] == "loading"
+
+
+async def fill(session: Session, name: str, code: Code) -> None:
+    """Load the code into a pod that has none; what comes to it from elsewhere meanwhile stays."""
+    await _load(session, {**_meta(code), "if_none": True}, None, name, code)
 
 
 async def bring_up(
@@ -48,48 +96,131 @@ async def bring_up(
     revision = await backend.apply(ServiceSpec(name, code.compute, describe_client()), progress)
     #: Whether the pods are to go if this fails: they came up for this, or live without any code.
     ours = revision.new
+    key = backend.name, code.compute.namespace, name
+    loads: list[_Load] = []
     try:
         progress(Phase.CONNECTING)
         sessions = await asyncio.gather(*map(get_session, revision.endpoints))
-        lives = await asyncio.gather(*map(adopt, sessions))
+        lives = await asyncio.gather(*(adopt(backend, session) for session in sessions))
         ours = ours or all(live is None for live in lives)
         progress(Phase.LOADING)
-        _say_before(name, code, lives[0], progress)
+        _say_before(name, code, lives, progress)
+        meta = _meta(code)
         # What each prints is the same, most often: one of them is shown.
         outputs = [output, *[None] * (len(sessions) - 1)]
-        await _all(load(*each, name, code) for each in zip(sessions, lives, outputs, strict=True))
-        meta = _meta(code)
+        loads = [_Load(*each) for each in zip(sessions, lives, outputs, strict=True)]
+        await _load_all(loads, meta, name, code, patient=not ours)
         await revision.keep(meta, code.bundle.buffers, progress)
     except BaseException:
         # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
-        await _give_up(revision, ours, name, progress)
+        if ours:
+            await asyncio.shield(revision.discard())
+        else:
+            await asyncio.shield(_go_back(loads, name, code, _deployed.get(key), progress))
         raise
+    _deployed[key] = code
     took = f"{time.monotonic() - started:.2f} s"
-    await progress.done(f'"{name}" {_say_after(backend, code, lives[0], revision).format(took=took)}')
+    await progress.done(f'"{name}" {_say_after(backend, code, lives, revision).format(took=took)}')
     return tuple(revision.endpoints)
 
 
-async def _give_up(revision: Revision, ours: bool, name: str, progress: Progress) -> None:
-    if ours:
-        await asyncio.shield(revision.discard())
-    else:
-        progress.note(f'"{name}" goes on with the code that it had')
+@dataclass
+class _Load:
+    """The code's way into one replica; ``live`` is what was there."""
+
+    session: Session
+    live: dict[str, Any] | None
+    output: Output | None
 
 
-async def _all(loads: Any) -> None:
-    """Wait for all of them; the first error ends the others."""
+async def _load_all(loads: Sequence[_Load], meta: dict[str, Any], name: str, code: Code, *, patient: bool) -> None:
+    """Load the code into all of them; raises the first's error.
+
+    ``patient`` waits for all also when one has failed, so that it is known which have the new code; else the others
+    are told to stop.
+    """
+    version = meta["version"]
+    wanted = [load for load in loads if load.live is None or load.live["version"] != version]
+    tasks = [asyncio.ensure_future(_load(load.session, meta, load.output, name, code)) for load in wanted]
     try:
-        async with asyncio.TaskGroup() as group:
-            for each in loads:
-                group.create_task(each)
-    except BaseExceptionGroup as e:
-        raise e.exceptions[0] from e.exceptions[0].__cause__
+        if tasks:
+            when = asyncio.ALL_COMPLETED if patient else asyncio.FIRST_EXCEPTION
+            done, _ = await asyncio.wait(tasks, return_when=when)
+            for task in tasks:
+                if task in done:
+                    task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _say_before(name: str, code: Code, live: dict[str, Any] | None, progress: Progress) -> None:
-    """What people should know of what is replaced."""
-    if live is not None and live["version"] == code.fingerprints()[0]:
+async def _load(session: Session, meta: dict[str, Any], output: Output | None, name: str, code: Code) -> None:
+    try:
+        await session.load(meta, code.bundle.buffers, output)
+    except WorkerDiedError as e:
+        raise startup_error(name, e) from e
+
+
+async def _go_back(loads: Sequence[_Load], name: str, code: Code, before: Code | None, progress: Progress) -> None:
+    """After a redeploy that failed: one version in all replicas, the old one, or a word on which has which."""
+    version = code.fingerprints()[0]
+    wanted = [(rank, load) for rank, load in enumerate(loads) if load.live is None or load.live["version"] != version]
+    now = await asyncio.gather(*(_version(load.session) for _, load in wanted))
+    taken = [(rank, load) for (rank, load), has in zip(wanted, now, strict=True) if has == version]
+    if not taken:
+        progress.note(f'"{name}" goes on with the code that it had')
         return
+    left: list[int] = []
+    for rank, load in taken:
+        if before is None or load.live is None or load.live["version"] != before.fingerprints()[0]:
+            left.append(rank)
+            continue
+        try:
+            await _load(load.session, _meta(before), None, name, before)
+        except (KubetorchError, RemoteFailure, OSError):
+            left.append(rank)  # what came of it is said below
+    if not left:
+        progress.note(f'"{name}" goes on with the code that it had: replicas that had the new one were given it again')
+        return
+    which = ", ".join(map(str, left))
+    progress.note(
+        f'"{name}" is of two versions now: replica {which} has the new code, and others go on with what they had; '
+        "deploy it again, or tear it down"
+    )
+
+
+async def _version(session: Session) -> str | None:
+    """Of the code that the pod has when it has settled; None without any, and when it doesn't say."""
+    try:
+        async with asyncio.timeout(_SETTLE):
+            while True:
+                rows = (await session.request("calls", loads=True))["calls"]  # those that run come first
+                if not any(row["f"] == "(loading)" and row["ended"] is None for row in rows):
+                    break
+                await asyncio.sleep(0.05)
+            code = (await session.request("status")).get("code")
+    except (KubetorchError, OSError):
+        return None
+    return str(code["version"]) if code is not None else None
+
+
+def _changed(code: Code, lives: Sequence[dict[str, Any] | None]) -> bool:
+    """Whether the code has to be loaded into any of them."""
+    version = code.fingerprints()[0]
+    return any(live is None or live["version"] != version for live in lives)
+
+
+def _first(lives: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """What one of them had; a pod that has come in another's place may have nothing."""
+    return next((live for live in lives if live is not None), None)
+
+
+def _say_before(name: str, code: Code, lives: Sequence[dict[str, Any] | None], progress: Progress) -> None:
+    """What people should know of what is replaced."""
+    if not _changed(code, lives):
+        return
+    live = _first(lives)
     by = live.get("by") if live else None
     me = describe_client()
     if by and (by.get("host"), by.get("pid")) != (me["host"], me["pid"]):
@@ -102,12 +233,12 @@ def _say_before(name: str, code: Code, live: dict[str, Any] | None, progress: Pr
         progress.note(warning)
 
 
-def _say_after(backend: Backend, code: Code, live: dict[str, Any] | None, revision: Revision) -> str:
+def _say_after(backend: Backend, code: Code, lives: Sequence[dict[str, Any] | None], revision: Revision) -> str:
     """What happened, for people; ``{took}`` is to be filled in."""
-    if live is not None and live["version"] == code.fingerprints()[0]:
+    if not _changed(code, lives):
         return "is unchanged: the same instance goes on"
     size = readable_size(code.bundle.size)
-    if live is None:
+    if _first(lives) is None:
         ttl = code.compute.ttl_seconds
         ends = f"; it ends after {_hours(ttl)} without a call" if ttl else ""
         count = len(revision.endpoints)
@@ -137,16 +268,6 @@ def _meta(code: Code) -> dict[str, Any]:
         "setup": setup_hooks(),
         "deployed_at": time.time(),
     }
-
-
-async def load(session: Session, live: dict[str, Any] | None, output: Output | None, name: str, code: Code) -> None:
-    """Load the code into one pod unless it is there."""
-    if live is not None and live["version"] == code.fingerprints()[0]:
-        return
-    try:
-        await session.load(_meta(code), code.bundle.buffers, output)
-    except WorkerDiedError as e:
-        raise startup_error(name, e) from e
 
 
 def _hours(seconds: float) -> str:

@@ -29,14 +29,17 @@ class Endpoint:
         Asks the backend, without I/O that takes longer than a look at a process or a watch's last word, whether the pod
         has ended: the reason for people, or None while it may live. Called on the portal's thread after a connection
         broke.
+    rank
+        Which replica of the service it is, where the backend knows.
     """
 
     service: str
     url: str
     token: str = field(repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
     gone: Callable[[], str | None] | None = field(default=None, repr=False, compare=False)
+    rank: int | None = field(default=None, compare=False)
 
     @property
     def key(self) -> tuple[str, str]:

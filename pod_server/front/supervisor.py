@@ -198,6 +198,10 @@ class Supervisor:
         assert frame is not None
         code = Code(record.meta, [bytes(b) for b in frame.buffers], record.input)
         record.input = None  # the code's from now on
+        if record.meta.get("if_none") and self.code is not None:
+            self._drop(code)  # it was for a pod without any
+            self._finish(record, encode(FrameType.RESULT, 0, {"unchanged": True}), State.DONE)
+            return
         if self._unchanged(record):
             assert self.current is not None
             self._adopt_limits(code, self.current)
