@@ -18,6 +18,12 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+if sys.version_info < (3, 11):  # noqa: UP036 - it travels to every pod, and a pod's Python may be 3.10
+    raise ImportError(
+        f"{__name__} needs Python 3.11 or later, and this is {sys.version_info[0]}.{sys.version_info[1]}: functions "
+        "run here all the same, but they can't call other services; use an image with a newer Python for that"
+    )
+
 if TYPE_CHECKING:
     from . import errors as errors
     from . import images as images

@@ -18,7 +18,7 @@ from .backends.base import Backend, Progress, Revision, ServiceSpec
 from .calls import startup_error
 from .code import Code
 from .compat import setup_hooks
-from .errors import KubetorchError, WorkerDiedError
+from .errors import KubetorchError, NotDeployedError, WorkerDiedError
 from .identity import describe_client
 from .progress import DeployProgress, Phase
 from .shipping import Bundle
@@ -27,10 +27,13 @@ from .transport.endpoint import Endpoint
 from .transport.session import RemoteFailure, Session, get_session
 from .values import readable_size
 
-__all__ = ["adopt", "bring_up", "fill", "has_code", "pack"]
+__all__ = ["adopt", "bring_up", "fill", "lacks", "pack"]
 
 #: How long a pod that was told to stop loading may take to say what it has, in seconds.
 _SETTLE = 5.0
+#: How long a pod's deployer may take to give it code, before nobody waits any more, and between two looks, in seconds.
+_DEPLOYING = 20.0
+_POLL = 0.25
 
 
 #: One thread packs: pickling is the user's code (``__getstate__``) and long for large values, so it belongs neither on
@@ -68,15 +71,32 @@ async def adopt(backend: Backend, session: Session) -> dict[str, Any] | None:
     return found
 
 
-async def has_code(session: Session) -> bool:
-    """Whether the pod has code, or gets it at this moment."""
-    status = await session.request("status")
-    return status.get("code") is not None or status["state"] == "loading"
+async def lacks(session: Session, name: str) -> bool:
+    """Whether the pod has no code because it was too large to be kept for it; waits for who is deploying to it.
+
+    Raises
+    ------
+    NotDeployedError
+        When it gets none.
+    """
+    deadline = time.monotonic() + _DEPLOYING
+    while True:
+        status = await session.request("status")
+        if status.get("code") is not None:
+            return False
+        if status.get("missing") is not None:
+            return True
+        if time.monotonic() > deadline:
+            raise NotDeployedError(
+                f'service "{name}" has a pod without code: a deploy of it hangs, or was given up; deploy it again',
+                service=name,
+            )
+        await asyncio.sleep(_POLL)
 
 
 async def fill(session: Session, name: str, code: Code) -> None:
-    """Load the code into a pod that has none; what comes to it from elsewhere meanwhile stays."""
-    await _load(session, {**_meta(code), "if_none": True}, None, name, code)
+    """Load the code into a pod that lacks it."""
+    await _load(session, _meta(code), None, name, code)
 
 
 async def bring_up(
@@ -173,7 +193,7 @@ async def _go_back(loads: Sequence[_Load], name: str, code: Code, before: Code |
         return
     left: list[int] = []
     for rank, load in taken:
-        if before is None or load.live is None or load.live["version"] != before.fingerprints()[0]:
+        if before is None or (load.live is not None and load.live["version"] != before.fingerprints()[0]):
             left.append(rank)
             continue
         try:

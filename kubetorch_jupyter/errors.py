@@ -145,7 +145,15 @@ class ServiceHealthError(DeployError):
 
 
 class KubernetesCredentialsError(DeployError):
-    """The cluster doesn't know who we are, or forbids what a deploy needs."""
+    """The cluster doesn't know who we are, or forbids what a deploy needs.
+
+    Attributes
+    ----------
+    rule
+        The line of a Role that would allow what was forbidden, or None.
+    """
+
+    rule: str | None = None
 
 
 class SecretNotFound(DeployError, LookupError):

@@ -24,7 +24,7 @@ from .backends.notes import local_notes
 from .calls import find_row, load_error
 from .code import Code
 from .compute import Compute
-from .deployment import adopt, bring_up, fill, has_code
+from .deployment import adopt, bring_up, fill, lacks
 from .errors import (
     ConfigError,
     NotDeployedError,
@@ -154,7 +154,7 @@ class Service:
         if replicas.foreign:
             return self.use(replicas.endpoints)
         lost = replicas.lost()
-        if len(lost) == len(replicas.endpoints):
+        if lost and len(lost) == len(replicas.endpoints):
             return await self._deploy_again(replicas, lost[0])
         return replicas
 
@@ -168,21 +168,22 @@ class Service:
         return self._replicas
 
     async def _prepare(self, session: Session) -> None:
-        """See that a pod that came in the place of a lost one has code: it may have been too large to be kept for it.
+        """See that a pod that isn't of this process's making has code: it may have been too large to be kept for it.
 
         Raises
         ------
         NotDeployedError
-            When it has none, and the others have another than this handle.
+            When it has none, and this handle has none that it could be given.
         """
-        if self.code is None or self.backend.here or await has_code(session):
+        if self.backend.here or not await lacks(session, self.name):
             return
         assert self._replicas is not None
-        theirs = await self._replicas.versions()
-        if theirs - {self.code.fingerprints()[0]}:
+        if self.code is None or await self._replicas.versions() - {self.code.fingerprints()[0]}:
             raise NotDeployedError(
-                f'a new pod of service "{self.name}" has no code, and the others have another than this handle: it '
-                "was deployed anew, and gets its code from who did that"
+                f'a pod of service "{self.name}" has come in the place of another, without its code, which was too '
+                f"large to be kept in the cluster; this handle {'has none' if self.code is None else 'has another'}: "
+                "deploy it again with .to(...) from where its code is",
+                service=self.name,
             )
         await fill(session, self.name, self.code)
 

@@ -6,6 +6,15 @@
     python -m pod_server front --dir /run/kt --name train --port 8080 --token-file /etc/kt/token
     python -m pod_server zygote --dir /run/kt                           # workers of that front
 
+As two containers of a Kubernetes pod, by ``boot.py`` (see there), which share the directory::
+
+    front --dir /kubetorch/run/pod --name train --host 0.0.0.0 --port 32300 --token-file /kubetorch/secret/token
+          --code-file /kubetorch/secret/code --containers [--ttl 14400] [--peers job-0.train:32300,job-1.train:32300]
+    worker --dir /kubetorch/run/pod [--site /kubetorch/home/site]
+
+``--rank`` is left to the variable JOB_COMPLETION_INDEX, which Kubernetes sets. Exit codes: 0 after the time to live or
+a teardown, in both containers, so that their Job is complete; 143 after SIGTERM, so that it is not.
+
 The token comes from a file or an inherited descriptor: environment and command line are for everybody to read.
 """
 
@@ -30,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m pod_server", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", nargs="?", choices=("pod", "front", "zygote"), default="pod")
+    parser.add_argument("part", nargs="?", choices=("pod", "front", "zygote", "worker"), default="pod")
     parser.add_argument("--dir", help="the service directory; a whole pod makes one of its own if it is left out")
     parser.add_argument("--name", help="the service's name")
     token = parser.add_mutually_exclusive_group()
@@ -43,7 +52,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ttl", type=float, help="end after so many seconds without a call")
     parser.add_argument("--memory-limit", type=int, help="bytes that the user's code may use")
     parser.add_argument("--concurrency", type=int, help="calls that run at once")
+    parser.add_argument("--containers", action="store_true", help="front and zygote are two containers of a pod")
+    parser.add_argument("--code-file", help="file with the code to begin with; it may be missing")
+    parser.add_argument(
+        "--peers", type=_addresses, default=[], help="HOST:PORT of all replicas, in order of their rank"
+    )
+    parser.add_argument("--rank", type=int, default=_rank(), help="which of them this is ($JOB_COMPLETION_INDEX)")
+    parser.add_argument("--site", help="directory where packages are installed for the worker")
     return parser
+
+
+def _addresses(text: str) -> list[str]:
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    for address in found:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isascii() or not port.isdigit():
+            raise argparse.ArgumentTypeError(f"{address!r} is not HOST:PORT")
+    return found
+
+
+def _rank() -> int:
+    text = os.environ.get("JOB_COMPLETION_INDEX", "")
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _token(options: argparse.Namespace) -> str | None:
@@ -70,6 +100,10 @@ def _params(options: argparse.Namespace, dir: str, token: str) -> FrontParams:
         ttl=options.ttl,
         memory_limit=options.memory_limit,
         concurrency=options.concurrency,
+        containers=options.containers,
+        code_file=options.code_file,
+        peers=options.peers,
+        rank=options.rank,
     )
 
 
@@ -115,6 +149,10 @@ def main(argv: list[str] | None = None) -> int:
         from .zygote import pod_zygote
 
         return pod_zygote(os.path.abspath(options.dir))
+    if options.part == "worker":
+        from .zygote.container import container_zygote
+
+        return container_zygote(os.path.abspath(options.dir), options.site)
     if options.name is None:
         parser.error("--name is needed")
     try:

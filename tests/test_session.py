@@ -89,7 +89,8 @@ def test_nobody_there_is_a_connection_error_that_names_the_service() -> None:
 
 
 def test_a_pod_that_is_known_to_be_gone_is_not_waited_for() -> None:
-    endpoint = Endpoint("ghost", "http://127.0.0.1:1", "t", gone=lambda: "its process ended with code 3")
+    lost = PodLostError(service="ghost", reason="its process ended with code 3")
+    endpoint = Endpoint("ghost", "http://127.0.0.1:1", "t", gone=lambda: lost)
     start = time.monotonic()
     with pytest.raises(PodLostError, match="code 3"):
         get_portal().run(get_session(endpoint), 5)

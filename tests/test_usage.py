@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import kubetorch_jupyter as kt
-from pod_server.front.usage import cpu_seconds, measure
+from pod_server.resources import cpu_seconds, measure
 
 
 @pytest.fixture(scope="module")

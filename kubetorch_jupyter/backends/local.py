@@ -21,7 +21,7 @@ from pod_server import processes
 from pod_server.wire import Buffer
 
 from ..compute import Compute
-from ..errors import DeployError, ServiceTimeoutError, StartupError
+from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
 from .base import Event, Phase, Progress, Revision, ServiceInfo, ServiceSpec
@@ -315,10 +315,11 @@ class LocalBackend:
         front, incarnation = record.front, record.incarnation
         assert front is not None
 
-        def gone() -> str | None:
+        def gone() -> PodLostError | None:
             if processes.is_alive(*front):
                 return None
-            return self._ended.get(incarnation, f"its front process (pid {front[0]}) has ended")
+            reason = self._ended.get(incarnation, f"its front process (pid {front[0]}) has ended")
+            return PodLostError(service=record.name, reason=reason)
 
         return Endpoint(record.name, record.url, record.token(), gone=gone)
 

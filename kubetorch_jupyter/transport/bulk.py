@@ -14,14 +14,16 @@ import mmap
 import queue
 import random
 import socket
+import ssl
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ..errors import KubetorchError, RecordExpiredError
 from .endpoint import Endpoint
+from .tunnel import proxy_headers
 from .websocket import POD_HEADER, TOKEN_HEADER, refusal
 
 if TYPE_CHECKING:
@@ -75,6 +77,11 @@ class Transfer:
 
     def __init__(self) -> None:
         self.cancelled = False
+        #: The next request's, without our token.
+        self.headers: Mapping[str, str] = {}
+        #: Whether a proxy has just refused the last ones, and whether newer credentials have been got for that once.
+        self.stale = False
+        self.renewed = False
         self._connection: http.client.HTTPConnection | None = None
 
     def using(self, connection: http.client.HTTPConnection | None) -> None:
@@ -88,7 +95,8 @@ class Transfer:
         sock = connection.sock if connection is not None else None
         if sock is not None:
             try:
-                sock.shutdown(socket.SHUT_RDWR)
+                # Of an SSL socket, too, no more than that: its own shutdown takes the TLS away from who reads on it.
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
             except OSError:
                 log.debug("the transfer's connection was closed already", exc_info=True)
 
@@ -149,6 +157,8 @@ class Bulk:
         pause = 0.05
         try:
             while True:
+                transfer.headers = await self._endpoint.all_headers(transfer.stale)
+                transfer.stale = False
                 future: asyncio.Future[None] = loop.create_future()
                 self._run(lambda future=future: _report(loop, future, step, transfer))  # type: ignore[misc]
                 try:
@@ -213,9 +223,7 @@ class Bulk:
         host = parts.hostname or ""
         connection: http.client.HTTPConnection
         if parts.scheme == "https":
-            connection = http.client.HTTPSConnection(
-                host, parts.port, timeout=_CONNECT_TIMEOUT, context=self._endpoint.tls, blocksize=_PIECE
-            )
+            connection = _HTTPS(self._endpoint, host, parts.port)
         else:
             connection = http.client.HTTPConnection(host, parts.port, timeout=_CONNECT_TIMEOUT, blocksize=_PIECE)
         connection.connect()
@@ -230,10 +238,17 @@ class Bulk:
                 return
         connection.close()
 
-    def _begin(self, connection: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str]) -> None:
+    def _begin(
+        self,
+        transfer: Transfer,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+    ) -> None:
         prefix = urlsplit(self._endpoint.url).path
         connection.putrequest(method, prefix + path, skip_accept_encoding=True)
-        for name, value in {**self._endpoint.headers, TOKEN_HEADER: self._endpoint.token, **headers}.items():
+        for name, value in {**transfer.headers, TOKEN_HEADER: self._endpoint.token, **headers}.items():
             connection.putheader(name, value)
         connection.endheaders()
 
@@ -264,7 +279,7 @@ class Bulk:
     def _put(self, transfer: Transfer, path: str, outbound: _Outbound) -> None:
         def work(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
             headers = {"Content-Length": str(outbound.size), "Content-Type": "application/octet-stream"}
-            self._begin(connection, "PUT", path, headers)
+            self._begin(transfer, connection, "PUT", path, headers)
             sent_before = outbound.sent
             try:
                 outbound.send(connection.sock, transfer)
@@ -281,20 +296,20 @@ class Bulk:
                 if sent_before:
                     return response  # it has had all of it already, only the answer got lost
                 raise _Broken("the pod isn't waiting for it; the call's frame may still be on its way")
-            self._check(response, text, (200, 204))
+            self._check(transfer, response, text, (200, 204))
             return response
 
         self._exchange(transfer, work)
 
     def _get(self, transfer: Transfer, path: str, inbound: _Inbound) -> None:
         def work(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-            self._begin(connection, "GET", path, {"Range": f"bytes={inbound.done}-"} if inbound.done else {})
+            self._begin(transfer, connection, "GET", path, {"Range": f"bytes={inbound.done}-"} if inbound.done else {})
             response = connection.getresponse()
             if response.status not in (200, 206):
                 text = response.read(2000).decode("utf-8", "replace").strip()
-                if response.status in (404, 410):
+                if response.status in (404, 410) and response.getheader(POD_HEADER) is not None:
                     raise RecordExpiredError(service=self._endpoint.service)
-                self._check(response, text, ())
+                self._check(transfer, response, text, ())
             if response.status == 200:
                 inbound.done = 0  # it doesn't know Range: from the start
             inbound.fill(response, transfer)
@@ -304,14 +319,38 @@ class Bulk:
 
         self._exchange(transfer, work)
 
-    def _check(self, response: http.client.HTTPResponse, text: str, good: tuple[int, ...]) -> None:
+    def _check(self, transfer: Transfer, response: http.client.HTTPResponse, text: str, good: tuple[int, ...]) -> None:
         status = response.status
         if status in good:
             return
         ours = response.getheader(POD_HEADER) is not None
+        if status == 401 and not ours and self._endpoint.credentials is not None and not transfer.renewed:
+            transfer.stale = transfer.renewed = True
+            raise _Broken("the proxy refused our credentials")
+        if status == 404 and not ours:
+            raise _Broken("what stands before the pod doesn't find it")
         if status in (408, 425, 429, 500, 502, 503, 504) and not (ours and status == 500):
             raise _Broken(f"status {status}")
         raise refusal(self._endpoint, status, ours, text)
+
+
+class _HTTPS(http.client.HTTPSConnection):
+    """HTTPS, perhaps through a proxy, to a server whose certificate may have another name than its host."""
+
+    def __init__(self, endpoint: Endpoint, host: str, port: int | None) -> None:
+        way = urlsplit(endpoint.proxy) if endpoint.proxy is not None else None
+        tls = endpoint.tls or ssl.create_default_context()
+        first, first_port = (host, port) if way is None else (way.hostname or "", way.port or 80)
+        super().__init__(first, first_port, timeout=_CONNECT_TIMEOUT, context=tls, blocksize=_PIECE)
+        if endpoint.proxy is not None:
+            self.set_tunnel(host, port or 443, proxy_headers(endpoint.proxy))
+        self._tls = tls
+        self._name = endpoint.tls_name or host
+
+    def connect(self) -> None:
+        """As the base, but for the certificate's name."""
+        http.client.HTTPConnection.connect(self)
+        self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._name)
 
 
 class _Outbound:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+
+from ..errors import PodLostError
 
 __all__ = ["Endpoint"]
 
@@ -22,13 +24,20 @@ class Endpoint:
     token
         The service's token; never shown in a repr.
     headers
-        More headers for each request (an API server's ``Authorization``, say); never shown in a repr.
+        More headers for each request; never shown in a repr.
+    credentials
+        Asked, on the portal, for headers that may differ each time (an API server's ``Authorization``); with True when
+        a proxy has refused the last ones.
     tls
         The TLS context for ``https``.
+    tls_name
+        The name to look for in the certificate, if it isn't the host's.
+    proxy
+        An HTTP proxy on the way, ``http://host:port``.
     gone
         Asks the backend, without I/O that takes longer than a look at a process or a watch's last word, whether the pod
-        has ended: the reason for people, or None while it may live. Called on the portal's thread after a connection
-        broke.
+        has ended: the error for its calls, with the reason; None while it may live. Called on the portal's thread after
+        a connection broke.
     rank
         Which replica of the service it is, where the backend knows.
     """
@@ -37,9 +46,18 @@ class Endpoint:
     url: str
     token: str = field(repr=False)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
+    credentials: Callable[[bool], Awaitable[Mapping[str, str]]] | None = field(default=None, repr=False, compare=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
-    gone: Callable[[], str | None] | None = field(default=None, repr=False, compare=False)
+    tls_name: str | None = None
+    proxy: str | None = field(default=None, repr=False)
+    gone: Callable[[], PodLostError | None] | None = field(default=None, repr=False, compare=False)
     rank: int | None = field(default=None, compare=False)
+
+    async def all_headers(self, renew: bool = False) -> Mapping[str, str]:
+        """The headers for a new request, without the token."""
+        if self.credentials is None:
+            return self.headers
+        return {**self.headers, **await self.credentials(renew)}
 
     @property
     def key(self) -> tuple[str, str]:

@@ -146,10 +146,9 @@ class Link:
             except (AuthenticationError, VersionMismatchError, PodLostError):
                 raise
             except (OSError, KubetorchError) as e:
-                service = self._endpoint.service
-                reason = self._endpoint.gone() if self._endpoint.gone is not None else None
-                if reason is not None:
-                    raise PodLostError(service=service, reason=reason) from e
+                lost = self._endpoint.gone() if self._endpoint.gone is not None else None
+                if lost is not None:
+                    raise lost from e
                 if self._loop.time() + pause > deadline:
                     why = str(e) or type(e).__name__
                     raise self._unreachable(

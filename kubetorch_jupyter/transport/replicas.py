@@ -172,8 +172,8 @@ class Replicas:
 
     def lost(self) -> list[str]:
         """Why pods of it have ended, for those that are known to have."""
-        reasons = (endpoint.gone() for endpoint in self.endpoints if endpoint.gone is not None)
-        return [reason for reason in reasons if reason is not None]
+        errors = (endpoint.gone() for endpoint in self.endpoints if endpoint.gone is not None)
+        return [error.reason or "it is gone" for error in errors if error is not None]
 
     async def session(self) -> Session:
         """The least busy session, after connecting to one pod at least.

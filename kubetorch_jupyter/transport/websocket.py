@@ -7,8 +7,9 @@ in one call, and what is sent in one turn of the loop leaves in one write.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from websockets.uri import parse_uri
 
 from ..errors import AuthenticationError, ConnectionFailedError
 from .endpoint import Endpoint
+from .tunnel import tunnel
 
 __all__ = ["POD_HEADER", "TOKEN_HEADER", "WebSocket", "refusal"]
 
@@ -41,6 +43,7 @@ def refusal(endpoint: Endpoint, status: int, ours: bool, detail: str = "") -> Ex
     ``ours`` says whether the pod itself gave it, and not a proxy before it.
     """
     name = f'service "{endpoint.service}"'
+    more = f": {_said(detail)}" if detail else ""
     if status in (401, 403):
         if ours:
             return AuthenticationError(
@@ -49,14 +52,22 @@ def refusal(endpoint: Endpoint, status: int, ours: bool, detail: str = "") -> Ex
                 service=endpoint.service,
             )
         return AuthenticationError(
-            f"the proxy before {name} at {endpoint.url} refused us ({status}); check your credentials for the cluster",
+            f"the proxy before {name} at {endpoint.url} refused us ({status}{more}); check your credentials for the "
+            "cluster",
             service=endpoint.service,
         )
     who = name if ours else f"what answers for {name}"
-    more = f": {detail}" if detail else ""
     return ConnectionFailedError(
         f"{who} at {endpoint.url} answered with status {status}{more}", service=endpoint.service, url=endpoint.url
     )
+
+
+def _said(detail: str) -> str:
+    """The message of a Kubernetes API server's answer; other answers as they are."""
+    try:
+        return str(json.loads(detail)["message"])
+    except (ValueError, KeyError, TypeError):
+        return detail
 
 
 class WebSocket(asyncio.Protocol):
@@ -66,14 +77,23 @@ class WebSocket(asyncio.Protocol):
     ----------
     endpoint
         Where to.
+    headers
+        The request's, without our token.
     on_data
         Called with each piece of the stream of frames.
     on_lost
         Called once when an open connection ends, with the reason for people.
     """
 
-    def __init__(self, endpoint: Endpoint, on_data: Callable[[bytes], None], on_lost: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        headers: Mapping[str, str],
+        on_data: Callable[[bytes], None],
+        on_lost: Callable[[str], None],
+    ) -> None:
         self._endpoint = endpoint
+        self._headers = headers
         self._on_data = on_data
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
@@ -81,6 +101,8 @@ class WebSocket(asyncio.Protocol):
         self._closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         url = "ws" + endpoint.url.removeprefix("http") + "/session"
         self._ws = ClientProtocol(parse_uri(url), max_size=None, logger=_log)
+        #: Whether a proxy has refused us: it may take newer credentials.
+        self.stale = False
         #: Whether the transport takes more at the moment.
         self.writable = True
         #: Called when it does again.
@@ -99,24 +121,34 @@ class WebSocket(asyncio.Protocol):
         AuthenticationError
             When the token is refused.
         """
-        self = cls(endpoint, on_data, on_lost)
+        self = cls(endpoint, await endpoint.all_headers(), on_data, on_lost)
+        try:
+            await self._connect()
+        except AuthenticationError:
+            if not self.stale or endpoint.credentials is None:
+                raise
+            self = cls(endpoint, await endpoint.all_headers(True), on_data, on_lost)
+            await self._connect()
+        return self
+
+    async def _connect(self) -> None:
+        endpoint = self._endpoint
         parts = urlsplit(endpoint.url)
         secure = parts.scheme == "https"
-        port = parts.port or (443 if secure else 80)
+        host, port = parts.hostname or "", parts.port or (443 if secure else 80)
+        tls = (endpoint.tls or True) if secure else None
+        name = (endpoint.tls_name or host) if secure else None
         loop = asyncio.get_running_loop()
         try:
-            await loop.create_connection(
-                lambda: self,
-                parts.hostname or "",
-                port,
-                ssl=endpoint.tls if secure and endpoint.tls is not None else (True if secure else None),
-                server_hostname=parts.hostname if secure else None,
-            )
+            if endpoint.proxy is None:
+                await loop.create_connection(lambda: self, host, port, ssl=tls, server_hostname=name)
+            else:
+                sock = await tunnel(endpoint.proxy, host, port)
+                await loop.create_connection(lambda: self, sock=sock, ssl=tls, server_hostname=name)
             await self._opened
         except BaseException:
             self.abort()
             raise
-        return self
 
     # -- asyncio's side ----------------------------------------------------------------------------------------------
 
@@ -125,7 +157,7 @@ class WebSocket(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
         request = self._ws.connect()
-        for name, value in self._endpoint.headers.items():
+        for name, value in self._headers.items():
             request.headers[name] = value
         request.headers[TOKEN_HEADER] = self._endpoint.token
         self._ws.send_request(request)
@@ -153,7 +185,9 @@ class WebSocket(asyncio.Protocol):
             self._opened.set_result(None)
         elif isinstance(error, InvalidStatus):
             ours = POD_HEADER in response.headers
-            self._opened.set_exception(refusal(self._endpoint, response.status_code, ours))
+            self.stale = response.status_code == 401 and not ours
+            said = bytes(response.body or b"")[:2000].decode("utf-8", "replace").strip()
+            self._opened.set_exception(refusal(self._endpoint, response.status_code, ours, said))
         else:
             self._opened.set_exception(self._no_pod(error))
 

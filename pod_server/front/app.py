@@ -122,6 +122,10 @@ class App:
                     await _answer(send, 404)
         elif path.startswith("/call/") and len(parts) == 3:
             await self._call(method, parts[2], receive, send)
+        elif path == "/idle" and method == "GET":
+            await _answer(send, 200, json.dumps(self._pod.peers.said()).encode(), b"application/json")
+        elif path == "/end" and method == "POST":
+            await _answer(send, 202 if self._pod.peers.told_to_end() else 409, close=True)
         else:
             await _answer(send, 404, close=True)
 

@@ -152,6 +152,19 @@ class BulkStore:
             os.link(self.path(name), self.path(copy))
         return copy
 
+    def take(self, path: str) -> str:
+        """A new name, in here, for a file of the service directory.
+
+        Raises
+        ------
+        OSError
+            When it isn't there, or `bulk_dir` is another file system.
+        """
+        self._n += 1
+        name = f"f{self._n}"
+        os.link(path, self.path(name))
+        return name
+
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
         self._offered.discard(name)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..wire import Frame, FrameType, WireError, encode
-from .worker import Code, Worker, WorkerDied, death
+from .worker import Code, Worker, WorkerDied, death, out_of_memory
 
 if TYPE_CHECKING:
     from .link import Link
@@ -51,6 +51,9 @@ class Fleet:
         self._numbers = 0
         self.zygote: Link | None = None
         self._zygote_here: asyncio.Future[None] = self._loop.create_future()
+        #: Questions that the zygote hasn't answered, by number.
+        self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._questions = 0
 
     async def spawn(self, code: Code, memory_limit: int | None) -> Worker:
         """A new worker that may be sent frames; `WorkerDied` when it doesn't come so far."""
@@ -59,7 +62,9 @@ class Fleet:
             # Not wait_for: before Python 3.12 it loses a cancellation that comes together with what it waits for.
             await asyncio.wait({self._zygote_here}, timeout=_COMING)
         if not self._zygote_here.done():
-            raise WorkerDied({"type": "StartupError", "message": f'the zygote of service "{name}" did not start'})
+            what = "container with the workers" if self._pod.params.containers else "zygote"
+            text = f'the {what} of service "{name}" did not start within {_COMING:.0f} s'
+            raise WorkerDied({"type": "StartupError", "message": text})
         self._numbers += 1
         worker = self.workers[self._numbers] = Worker(self._numbers, code.worker)
         worker.memory_limit = memory_limit
@@ -92,7 +97,28 @@ class Fleet:
         link.on_close = self._zygote_lost
 
     def _zygote_lost(self, reason: str | None) -> None:
-        self._pod.stop(f"the zygote has ended{': ' + reason if reason else ''}")
+        if not self._pod.params.containers:
+            self._pod.stop(f"the zygote has ended{': ' + reason if reason else ''}")
+            return
+        # Its container has ended, and everything in it; the system starts it again, and says why it ended.
+        self._zygote_here = self._loop.create_future()
+        for answer in self._asked.values():
+            answer.cancel()
+        self._asked.clear()
+        for worker in list(self.workers.values()):
+            worker.killed_for = worker.killed_for or {"message": "ended with its container", "cause": "exit"}
+            self._died(worker, None)
+
+    def ask_zygote(self, op: str) -> asyncio.Future[dict[str, Any]]:
+        """Ask the zygote something; the answer is cancelled when it goes, or isn't there."""
+        answer: asyncio.Future[dict[str, Any]] = self._loop.create_future()
+        if self.zygote is None or self.zygote.closed:
+            answer.cancel()
+            return answer
+        self._questions += 1
+        self._asked[self._questions] = answer
+        self._to_zygote(encode(FrameType.REQUEST, self._questions, {"op": op}))
+        return answer
 
     def _from_zygote(self, frames: list[Frame]) -> None:
         for frame in frames:
@@ -108,7 +134,13 @@ class Fleet:
                         self._died(worker, {"type": "StartupError", "message": str(meta["error"])})
                         continue
                     worker.status = meta.get("status") if isinstance(meta.get("status"), int) else None
+                    if meta.get("oom") is True:
+                        worker.killed_for = worker.killed_for or out_of_memory(meta.get("limit"))
                     self._half_dead(worker, _NO_EOF, worker.link is None or worker.link.closed)
+            elif frame.type is FrameType.RESPONSE:
+                answer = self._asked.pop(frame.channel, None)
+                if answer is not None and not answer.done():
+                    answer.set_result(meta)
             elif frame.type not in (FrameType.PING, FrameType.PONG):
                 raise WireError(f"the zygote sent {frame.type.name}")
 
@@ -129,7 +161,9 @@ class Fleet:
         worker = self.workers.get(number) if isinstance(number, int) else None
         if worker is None or worker.link is not None:
             raise WireError(f"nobody waits for a worker {number}")
-        if worker.pid is not None and link.pid not in (None, 0, worker.pid):
+        # In another container its pid is another one, or none, for this process.
+        known = worker.pid is not None and not self._pod.params.containers
+        if known and link.pid not in (None, 0, worker.pid):
             raise WireError(f"process {link.pid} says that it is worker {number}, which is process {worker.pid}")
         worker.link = link
         link.on_frames = lambda frames: self._pod.calls.from_worker(worker, frames)

@@ -48,6 +48,9 @@ class Life:
         self.active = 0
         self._last = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
+        #: Asked when this pod's time has come and others belong to the same service: it says whether, or when to ask
+        #: again.
+        self.agree: Callable[[], None] | None = None
         self._arm()
 
     # -- owners --------------------------------------------------------------------------------------------------------
@@ -138,12 +141,29 @@ class Life:
             # One timer that looks again when it is due, not one that is put off at each call.
             self._timer = self._loop.call_later(max(self.ttl - self.idle, 0.01), self._due)
 
+    @property
+    def due(self) -> bool:
+        """Whether nobody has called this pod for its time to live."""
+        return self.ttl is not None and not self.active and self.idle >= self.ttl
+
     def _due(self) -> None:
         self._timer = None
-        if self.ttl is not None and not self.active and self.idle >= self.ttl:
-            self._stop(f"nobody has called it for {self.ttl:.0f} s (its time to live)")
-        else:
+        if not self.due:
             self._arm()
+        elif self.agree is not None:
+            self.agree()
+        else:
+            self.expire()
+
+    def expire(self) -> None:
+        """End the pod because its time has come."""
+        self._stop(f"nobody has called it for {self.ttl or 0:.0f} s (its time to live)")
+
+    def again(self, delay: float) -> None:
+        """Look again whether the time has come, in so many seconds."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay, self._due)
 
     def close(self) -> None:
         """Watch nothing any more."""

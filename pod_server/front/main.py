@@ -10,6 +10,7 @@ import signal
 import socket
 from typing import Any
 
+from ..ending import has_ended
 from . import server
 from .app import App
 from .params import FrontParams
@@ -32,7 +33,9 @@ def preload() -> None:
 def run_front(params: FrontParams) -> int:
     """Run a front until its pod ends; see `pod_server.front.run_front`."""
     os.makedirs(params.dir, mode=0o700, exist_ok=True)
-    _log_to(os.path.join(params.dir, "front.log"))
+    if params.containers and has_ended(params.dir):
+        return 0  # started again after the service's end, by a system that hadn't noticed yet
+    _log_to(os.path.join(params.dir, "front.log"), params.containers)
     try:
         sock = server.bind(params.host, params.port)
     except OSError as e:
@@ -77,7 +80,9 @@ async def _serve(params: FrontParams, sock: socket.socket) -> int:
     pod = Pod(params)
     http = server.Server(App(pod), sock, [(b"x-kubetorch-pod", params.incarnation.encode())], params.http)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, pod.stop, f"signal {signal.Signals(number).name}")
+        # A pod of a Job that is deleted or evicted is to be replaced, which one that ends with 0 isn't.
+        status = 128 + number if params.containers else 0
+        loop.add_signal_handler(number, pod.stop, f"signal {signal.Signals(number).name}", status)
     # A Ctrl-C in the terminal is meant for the client, which ends its pods if it ends.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -97,7 +102,7 @@ async def _serve(params: FrontParams, sock: socket.socket) -> int:
         await http.close(0.2)
     finally:
         pod.remove()
-    return 0
+    return pod.status if params.containers else 0
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
@@ -109,9 +114,11 @@ def write_json(path: str, value: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def _log_to(path: str) -> None:
-    """Send our log and uvicorn's warnings to a file, and nothing anywhere else."""
-    handler = logging.FileHandler(path, delay=True, errors="backslashreplace")
+def _log_to(path: str, container: bool) -> None:
+    """Send our log and uvicorn's warnings to a file, and nothing anywhere else; a container's go to its stderr."""
+    handler: logging.Handler = logging.StreamHandler()
+    if not container:
+        handler = logging.FileHandler(path, delay=True, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     for old in root.handlers[:]:

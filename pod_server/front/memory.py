@@ -4,60 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING
+
+from ..resources import descendants, proportional, resident
 
 if TYPE_CHECKING:
     from .supervisor import Supervisor
     from .worker import Worker
 
-__all__ = ["MemoryWatch", "descendants", "proportional", "resident"]
+__all__ = ["MemoryWatch"]
 
 _log = logging.getLogger(__name__)
 
 #: Seconds between two looks: while calls run, and while nothing does.
 _BUSY = 0.05
 _IDLE = 0.5
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-def descendants(pid: int) -> list[int]:
-    """A process and all that descend from it (Linux)."""
-    out = [pid]
-    for parent in out:  # grows while we go through it
-        try:
-            threads = os.listdir(f"/proc/{parent}/task")
-        except FileNotFoundError:
-            continue
-        for thread in threads:
-            try:
-                with open(f"/proc/{parent}/task/{thread}/children", "rb") as f:
-                    out += map(int, f.read().split())
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has ended meanwhile
-    return out
-
-
-def resident(pid: int) -> int:
-    """Bytes of memory that a process holds, what it shares with others included; 0 when it has ended."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as f:
-            return int(f.read().split()[1]) * _PAGE
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-
-
-def proportional(pid: int) -> int:
-    """Bytes of memory that a process holds, what it shares divided by the number of those that share it (slow)."""
-    try:
-        with open(f"/proc/{pid}/smaps_rollup", "rb") as f:
-            for line in f:
-                if line.startswith(b"Pss:"):
-                    return int(line.split()[1]) * 1024
-    except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return 0
-    return 0
 
 
 def _proportional(pids: list[int]) -> int:

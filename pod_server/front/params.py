@@ -52,6 +52,14 @@ class FrontParams:
     ready_fd
         A descriptor that is closed when the front accepts sessions (``front.json`` is there then), for who waits at
         its other end.
+    containers
+        The zygote runs in another container: with processes of its own, which can't be looked at from here, and a life
+        of its own: it may come again, and so may this front. Then the front keeps a copy of the code, leaves the
+        directory when it ends, logs to stderr too, and takes SIGTERM for a failure (see `pod_server.front.main`).
+    code_file
+        A file with the service's code (`pod_server.codefile`), to begin with; it may be missing.
+    peers, rank
+        ``host:port`` of each replica's front, in order, and which of them this is: they end together.
     debug
         Record the start of every call among the events, for tests that compare orders.
     http, loop
@@ -81,6 +89,10 @@ class FrontParams:
     log_budget: int = 1 << 30
     log_budget_call: int = 64 << 20
     ready_fd: int | None = None
+    containers: bool = False
+    code_file: str | None = None
+    peers: Sequence[str] = ()
+    rank: int = 0
     debug: bool = False
     http: str = "auto"
     loop: str = "auto"

@@ -13,14 +13,17 @@ import time
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from ..ending import write_end
 from ..wire import PROTOCOL, FrameType, WireError, encode
 from .bulk import BulkStore
 from .calls import Calls
 from .faults import Events
+from .kept import Kept
 from .life import Life
 from .link import Link, listen
 from .memory import MemoryWatch
 from .params import FrontParams
+from .peers import Peers
 from .records import Client, RecordStore
 from .requests import Requests
 from .supervisor import Supervisor
@@ -51,23 +54,30 @@ class Pod:
 
     def __init__(self, params: FrontParams) -> None:
         self.params = params
+        if params.containers:
+            self._clear()
         self.since = time.time()
         self.token = params.token.encode()
         self._loop = asyncio.get_running_loop()
         spill = os.path.join(params.dir, "spill")
         os.makedirs(spill, mode=0o700, exist_ok=True)
         self.events = Events(params.debug)
-        self.bulk = BulkStore(params.dir, params.bulk_dir, params.name)
+        # The containers of a pod share the service directory, and not /dev/shm.
+        bulk_dir = params.bulk_dir or (os.path.join(params.dir, "bulk") if params.containers else None)
+        self.bulk = BulkStore(params.dir, bulk_dir, params.name)
         self.store = RecordStore(spill, params.log_budget, params.log_budget_call, self.bulk.remove)
         self.sessions: set[Session] = set()
-        #: Why the pod ends, once it does.
+        #: Why the pod ends, once it does, and the exit code of the front.
         self.stopped: asyncio.Future[str] = self._loop.create_future()
+        self.status = 0
         self.life = Life(params.detach, params.ttl, self.stop)
+        self.peers = Peers(params, self.life)
+        self.kept = Kept(self)
         self.supervisor = Supervisor(self)
         self.calls = Calls(self)
         self.requests = Requests(self)
         self.memory = MemoryWatch(self.supervisor)
-        self.usage = Usage(self.supervisor.fleet, params.devices)
+        self.usage = Usage(self.supervisor.fleet, params.devices, remote=params.containers)
         self._cloudpickle = _version("cloudpickle")
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.AbstractServer | None = None
@@ -114,11 +124,17 @@ class Pod:
     async def open(self) -> None:
         """Start everything but the HTTP server."""
         self._server = await listen(os.path.join(self.params.dir, "front.sock"), self._introduce)
-        for work in (self.supervisor.run(), self.memory.run(), self._sweep()):
-            task = self._loop.create_task(work)
+        work = [self.supervisor.run(), self._sweep()]
+        if not self.params.containers:
+            # There the system holds the container to its limit, at once, and the zygote says so (`zygote.container`).
+            work.append(self.memory.run())
+        for part in work:
+            task = self._loop.create_task(part)
             task.add_done_callback(self._task_ended)
             self._tasks.append(task)
         self.life.begin(list(self.params.owners))
+        if self.params.containers:
+            self.kept.begin()
 
     def _introduce(self, link: Link, meta: dict[str, Any]) -> None:
         role = meta.get("role")
@@ -133,7 +149,7 @@ class Pod:
         if not task.cancelled() and (error := task.exception()) is not None:
             # A bug of ours: a pod that only half works would be worse than one that is gone and says why.
             _log.critical("a part of the front failed", exc_info=error)
-            self.stop(f"a part of its front failed: {type(error).__name__}: {error}")
+            self.stop(f"a part of its front failed: {type(error).__name__}: {error}", 1)
 
     async def _sweep(self) -> None:
         while True:
@@ -141,9 +157,10 @@ class Pod:
             self.calls.sweep(time.time())
             self.store.sweep(time.time())
 
-    def stop(self, reason: str) -> None:
-        """Begin the end of the pod."""
+    def stop(self, reason: str, status: int = 0) -> None:
+        """Begin the end of the pod; a `status` other than 0 says that it was not to end."""
         if not self.stopped.done():
+            self.status = status
             self.stopped.set_result(reason)
 
     async def close(self, reason: str) -> None:
@@ -169,12 +186,28 @@ class Pod:
             await asyncio.wait({w.gone for w in workers}, timeout=_KILLING)
         if self._server is not None:
             self._server.close()
+        if self.params.containers and self.status == 0:
+            # It may be between two lives just now, and is to find out.
+            write_end(self.params.dir)
         if fleet.zygote is not None:
+            fleet.zygote.send(encode(FrameType.GOODBYE, 0, {"reason": reason, "status": self.status}))
             fleet.zygote.close()
+        self.peers.close()
         self.life.close()
+
+    def _clear(self) -> None:
+        """Remove what an earlier front of this pod has left: payloads, results and logs that nobody can ask for now."""
+        for name in ("bulk", "spill"):
+            shutil.rmtree(os.path.join(self.params.dir, name), ignore_errors=True)
+        for name in ("front.json", "front.sock"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self.params.dir, name))
 
     def remove(self) -> None:
         """Remove all files of the service, and the runtime directory if it is empty."""
+        if self.params.containers:
+            self._clear()  # the rest is for the next front, and goes with the pod
+            return
         self.bulk.close()
         for _ in range(3):
             # Again when somebody who is about to end has just made another file.

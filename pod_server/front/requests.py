@@ -94,6 +94,7 @@ class Requests:
             "sessions": len(pod.sessions),
             "log_bytes": logs,
             "result_bytes": results,
+            "missing": pod.kept.missing if supervisor.code is None else None,
         }
 
     def _status(self, meta: dict[str, Any], answer: Answer) -> None:
@@ -185,6 +186,9 @@ class Requests:
     # -- doing ---------------------------------------------------------------------------------------------------------
 
     def _adopt(self, meta: dict[str, Any], answer: Answer) -> None:
+        if self._pod.params.containers:
+            answer({"owners": []})  # nobody's process runs here; such a pod has a time to live
+            return
         pid, start = meta.get("pid"), meta.get("start")
         valid = type(pid) is int and 0 < pid < 1 << 31 and (start is None or type(start) is int)
         if not valid or not self._pod.life.adopt(int(pid or 0), start):

@@ -95,12 +95,17 @@ class Supervisor:
         if self.state == "failed":
             reason = (self.error or {}).get("message", "")
             return {"type": "StartupError", "message": f'the code of service "{name}" could not be loaded: {reason}'}
-        return {"type": "NotDeployedError", "message": f'service "{name}" has no code yet; deploy it with .to(...)'}
+        return self._pod.kept.refusal()
 
     @property
     def ready(self) -> bool:
         """Whether the code is loaded and its worker lives."""
         return self.state == "ready" and self.current is not None
+
+    def restore(self, code: Code) -> None:
+        """Begin with code that another front has had."""
+        self.code, self.state, self._revive = code, "restarting", True
+        self._wake.set()
 
     def load(self, record: Record) -> None:
         """A complete LOAD; it is done after those that came before."""
@@ -143,10 +148,7 @@ class Supervisor:
     def restart(self, done: Callable[[dict[str, Any] | None], None]) -> None:
         """Replace the worker; `done` is told when the new one is ready, or of an ``error`` object."""
         if self.code is None or self.state == "stopping":
-            done(
-                self.refusal()
-                or {"type": "NotDeployedError", "message": "there is no code yet that could be started again"}
-            )
+            done(self.refusal() or self._pod.kept.refusal())
             return
         self._restarts.append(done)
         self._failures = 0
@@ -198,10 +200,6 @@ class Supervisor:
         assert frame is not None
         code = Code(record.meta, [bytes(b) for b in frame.buffers], record.input)
         record.input = None  # the code's from now on
-        if record.meta.get("if_none") and self.code is not None:
-            self._drop(code)  # it was for a pod without any
-            self._finish(record, encode(FrameType.RESULT, 0, {"unchanged": True}), State.DONE)
-            return
         if self._unchanged(record):
             assert self.current is not None
             self._adopt_limits(code, self.current)
@@ -436,12 +434,11 @@ class Supervisor:
             self.state, self.error = "ready", None
         if before is not None and before is not code:
             self._drop(before)
+        self._pod.kept.save(code)
         name = code.meta.get("name") or self._pod.params.name
         where = {"worker": worker.number, "pid": worker.pid, "version": code.version}
-        if again:
-            self._pod.tell("worker-ready", f"{name} has been loaded into a new worker", **where)
-        else:
-            self._pod.tell("loaded", f"{name} has been loaded", **where)
+        event, more = ("worker-ready", " into a new worker") if again else ("loaded", "")
+        self._pod.tell(event, f"{name} has been loaded{more}", **where)
         if before is not None and before.kind == "cls":
             self.losses += 1
             why = "by a restart" if restarts else "since its worker ended" if again else "by a redeploy"
@@ -493,10 +490,8 @@ class Supervisor:
         """End all workers and all calls; the pod ends."""
         self.state = "stopping"
         self.fleet.stop()
-        error = {
-            "type": "PodTerminatedError",
-            "message": f'service "{self._pod.params.name}" was ended while the call ran',
-        }
+        text = f'service "{self._pod.params.name}" was ended while the call ran'
+        error = {"type": "PodTerminatedError", "message": text}
         for record in self._pod.store:
             if record.client is not self._own:
                 self._pod.calls.fail(record, error)

@@ -3,105 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .memory import descendants, proportional, resident
+from ..resources import ask_driver, measure
 
 if TYPE_CHECKING:
     from .fleet import Fleet
 
-__all__ = ["Usage", "cpu_seconds", "gpu_rows", "measure"]
+__all__ = ["Usage"]
 
 #: A look is not repeated before so many seconds, and not before so many times what it took.
 _FRESH = 0.4
 _SHARE = 10
-#: Seconds that the NVIDIA driver may take to answer, and for which its answer holds.
-_DRIVER = 5.0
+#: Seconds for which what the NVIDIA driver has answered holds.
 _GPU_FRESH = 2.0
-
-_TICK = os.sysconf("SC_CLK_TCK")
-_QUERY = ("index", "utilization.gpu", "memory.used", "memory.total")
-
-
-def cpu_seconds(pid: int) -> float:
-    """Processor time of a process and of the children that it has waited for; 0 when it has ended (Linux)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
-            text = f.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-    # The name in parentheses may itself hold spaces and parentheses.
-    return sum(map(int, text.rpartition(b")")[2].split()[11:15])) / _TICK
-
-
-def measure(pids: Sequence[int]) -> dict[str, Any]:
-    """What those processes and all that descend from them hold and have used.
-
-    Returns
-    -------
-    dict
-        ``memory`` in bytes, as ``memory_limit`` counts it; ``cpu`` in seconds; ``at``, when that was, in seconds of a
-        clock that only this machine has.
-    """
-    memory = 0
-    cpu = 0.0
-    for pid in pids:
-        tree = descendants(pid)
-        # Forked children share most of what they seem to hold.
-        memory += sum(map(proportional if len(tree) > 1 else resident, tree))
-        cpu += sum(map(cpu_seconds, tree))
-    return {"memory": memory, "cpu": cpu, "at": time.monotonic()}
-
-
-def gpu_rows(text: str) -> list[dict[str, Any]]:
-    r"""What ``nvidia-smi`` says, as ``index``, ``use`` in per cent, ``memory`` and ``memory_total`` in bytes.
-
-    What a device doesn't tell is None.
-
-    Examples
-    --------
-    >>> gpu_rows("0, 37, 1024, 81559\n1, [N/A], 0, 81559\n")[1]
-    {'index': '1', 'use': None, 'memory': 0, 'memory_total': 85520809984}
-    """
-    rows = []
-    for line in text.splitlines():
-        fields = [field.strip() for field in line.split(",")]
-        if len(fields) != len(_QUERY):
-            continue
-        use, memory, total = (int(f) if f.isdecimal() else None for f in fields[1:])
-        rows.append(
-            {
-                "index": fields[0],
-                "use": use,
-                "memory": memory << 20 if memory is not None else None,
-                "memory_total": total << 20 if total is not None else None,
-            }
-        )
-    return rows
-
-
-def _ask_driver(devices: Sequence[str]) -> list[dict[str, Any]]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    try:
-        asked = subprocess.run(
-            [program, f"--id={','.join(devices)}", f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_DRIVER,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return []  # a broken driver: then it isn't known
-    return gpu_rows(asked.stdout) if asked.returncode == 0 else []
+_UNKNOWN: dict[str, Any] = {"memory": None, "cpu": None, "gpus": [], "at": None}
+#: Seconds that a zygote in another container may take to answer.
+_REMOTE = 8.0
 
 
 class Usage:
@@ -113,14 +34,18 @@ class Usage:
         Has the workers.
     devices
         The pod's GPUs.
+    remote
+        The processes are in another container: the zygote there is asked.
     """
 
-    def __init__(self, fleet: Fleet, devices: Sequence[str]) -> None:
+    def __init__(self, fleet: Fleet, devices: Sequence[str], *, remote: bool = False) -> None:
         self._fleet = fleet
+        self._remote = remote
         self._devices = tuple(devices)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Callable[[dict[str, Any]], None]] = []
-        self._last: dict[str, Any] = {"memory": None, "cpu": None, "gpus": [], "at": None}
+        self._last: dict[str, Any] = dict(_UNKNOWN)
+        self._asking: asyncio.Task[dict[str, Any]] | None = None
         self._next = 0.0
         self._gpus_next = 0.0
         self._possible = sys.platform == "linux"
@@ -134,9 +59,23 @@ class Usage:
             then(self._last)
             return
         self._waiting.append(then)
-        if len(self._waiting) == 1:
+        if len(self._waiting) > 1:
+            return
+        if self._remote:
+            self._asking = self._loop.create_task(self._ask_zygote())
+            self._asking.add_done_callback(self._seen)
+        else:
             pids = [w.pid for w in self._fleet.workers.values() if w.pid is not None]
             self._loop.run_in_executor(None, self._look, pids).add_done_callback(self._seen)
+
+    async def _ask_zygote(self) -> dict[str, Any]:
+        answer = self._fleet.ask_zygote("usage")
+        await asyncio.wait({answer}, timeout=_REMOTE)
+        said = answer.result() if answer.done() and not answer.cancelled() else {}
+        answer.cancel()
+        took = said.get("took")
+        seen = {key: said.get(key, default) for key, default in _UNKNOWN.items()}
+        return {**seen, "took": took if isinstance(took, (int, float)) else 0.0}
 
     def _look(self, pids: list[int]) -> dict[str, Any]:
         begun = time.monotonic()
@@ -144,7 +83,7 @@ class Usage:
         took = time.monotonic() - begun
         gpus = self._last["gpus"]
         if self._devices and time.monotonic() >= self._gpus_next:
-            gpus = _ask_driver(self._devices)
+            gpus = ask_driver(self._devices)
             self._gpus_next = time.monotonic() + _GPU_FRESH
         return {**seen, "gpus": gpus, "took": took}
 

@@ -14,7 +14,7 @@ from .faults import Violation
 from .link import Link
 from .records import Record
 
-__all__ = ["Code", "Worker", "WorkerDied", "check_load", "death"]
+__all__ = ["Code", "Worker", "WorkerDied", "check_load", "death", "out_of_memory"]
 
 
 class WorkerDied(Exception):
@@ -220,3 +220,18 @@ def death(worker: Worker, service: str) -> dict[str, Any]:
         }
     code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else -1
     return {"type": "WorkerDiedError", "message": f"{head} exited with code {code}", "cause": "exit", "exit_code": code}
+
+
+def out_of_memory(limit: object) -> dict[str, Any]:
+    """Why a worker was killed (`Worker.killed_for`) when the system says that its container's memory ran out.
+
+    Examples
+    --------
+    >>> out_of_memory(1 << 30)["message"]
+    'was killed by the system: its container reached its limit of 1024 MiB'
+    """
+    why: dict[str, Any] = {"message": "was killed by the system: the memory ran out", "cause": "oom"}
+    if type(limit) is int and limit > 0:
+        why["message"] = f"was killed by the system: its container reached its limit of {limit >> 20} MiB"
+        why["limit"] = limit
+    return why

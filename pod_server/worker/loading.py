@@ -280,6 +280,8 @@ def _remember_sources(sources: dict[str, str]) -> None:
 
 def _set_up(hooks: Sequence[str]) -> None:
     """Call what the client wants called in each process of its code, ``module:function``: what it did to its own."""
+    if sys.version_info < (3, 11):
+        return  # they are the client package's, which needs a newer Python; who imports it here hears of that
     for hook in hooks:
         module, _, function = hook.partition(":")
         getattr(importlib.import_module(module), function)()

@@ -20,7 +20,7 @@ from ..processes import DirectoryWatch, Process
 from ..wire import Decoder, Frame, FrameType, WireError, encode
 from .child import Poller, drain, fork, send_all, take_signals
 
-__all__ = ["pod_zygote", "remove_directory", "remove_rest"]
+__all__ = ["PodZygote", "WorkerProcess", "pod_zygote", "remove_directory", "remove_rest"]
 
 
 def _mark_of(pid: int | str) -> int | None:
@@ -42,7 +42,9 @@ def _mark(base: int, number: int) -> int:
 
 
 @dataclass
-class _Worker:
+class WorkerProcess:
+    """A worker that was forked."""
+
     number: int
     pid: int
     start: int
@@ -50,18 +52,23 @@ class _Worker:
 
 
 @dataclass
-class _Pod:
-    """The state of the process. Its descriptors are numbers (see `child`)."""
+class PodZygote:
+    """The state of the process, for as long as its front lives. Its descriptors are numbers (see `child`)."""
 
     dir: str
     env: Mapping[str, str]
     front: int
     decoder: Decoder = field(default_factory=Decoder)
     poller: Poller = field(default_factory=Poller)
-    workers: dict[int, _Worker] = field(default_factory=dict)  # by pid, the ended ones until their death is told
+    workers: dict[int, WorkerProcess] = field(default_factory=dict)  # by pid, the ended ones until their death is told
     wake: int = -1
     adjust: int = field(default_factory=lambda: _mark_of("self") or 0)
     over: bool = False
+    #: Where the workers' own output goes.
+    log: str = ""
+
+    def __post_init__(self) -> None:
+        self.log = self.log or os.path.join(self.dir, "front.log")
 
     # -- loop --------------------------------------------------------------------------------------------------------
 
@@ -72,12 +79,19 @@ class _Pod:
         try:
             self._send(FrameType.HELLO, role="zygote", pid=os.getpid())
             while not self.over:
-                self.poller.once()
+                left = self.waits()
+                if left == 0:
+                    break
+                self.poller.once(left)
         finally:
             self.kill(lambda: processes.tree(os.getpid()), 10.0)
 
-    def _send(self, type: FrameType, **meta: Any) -> None:
-        if not send_all(self.front, encode(type, 0, meta)):
+    def waits(self) -> float | None:
+        """Seconds until it ends by itself; None: it doesn't."""
+        return None
+
+    def _send(self, type: FrameType, channel: int = 0, **meta: Any) -> None:
+        if not send_all(self.front, encode(type, channel, meta)):
             self.over = True
 
     def _on_front(self) -> None:
@@ -102,7 +116,16 @@ class _Pod:
         elif frame.type is FrameType.KILL:
             for worker in [w for w in self.workers.values() if w.number == meta["worker"] and w.status is None]:
                 self._kill_worker(worker, int(meta.get("signal") or signal.SIGKILL))
+        else:
+            self.handle_more(frame)
         self._tell_deaths()
+
+    def handle_more(self, frame: Frame) -> None:
+        """A frame that only some zygotes know; this one has been told by the connection's end, or doesn't care."""
+
+    def about_death(self, worker: WorkerProcess) -> dict[str, Any]:
+        """More to say of a worker's end than its status."""
+        return {}
 
     # -- workers -----------------------------------------------------------------------------------------------------
 
@@ -122,12 +145,11 @@ class _Pod:
             threads=meta.get("threads") or 64,
         )
         try:
-            log = os.path.join(self.dir, "front.log")
-            pid = fork(lambda: self._work(run_worker, params), name=f"kt-worker-{number}", log=log, bound=True)
+            pid = fork(lambda: self._work(run_worker, params), name=f"kt-worker-{number}", log=self.log, bound=True)
         except OSError as e:
             self._send(FrameType.DIED, worker=number, pid=0, status=1 << 8, error=f"no process can be started: {e}")
             return
-        self.workers[pid] = _Worker(number, pid, processes.start_of(pid) or 0)
+        self.workers[pid] = WorkerProcess(number, pid, processes.start_of(pid) or 0)
         self._send(FrameType.FORKED, worker=number, pid=pid)
 
     def _work(self, run_worker: Callable[[Any], object], params: Any) -> object:
@@ -139,7 +161,7 @@ class _Pod:
             print(f"worker {params.number} is not marked: {e}", file=sys.stderr)
         return run_worker(params)
 
-    def _started_by(self, worker: _Worker) -> list[Process]:
+    def _started_by(self, worker: WorkerProcess) -> list[Process]:
         """Everything that the worker started and that still runs, whatever it did to hide.
 
         An orphan is this process's child. When several workers live, its session or its mark says whose it is; where
@@ -155,7 +177,7 @@ class _Pod:
                 out += [p] * (not p.ended) + processes.tree(p.pid, known)
         return out
 
-    def _kill_worker(self, worker: _Worker, number: int) -> None:
+    def _kill_worker(self, worker: WorkerProcess, number: int) -> None:
         own = Process(worker.pid, os.getpid(), worker.pid, worker.start, "R")
 
         def find() -> list[Process]:
@@ -204,7 +226,8 @@ class _Pod:
             # First what it left, so that the next worker finds memory, ports and GPUs free.
             self.kill(lambda worker=worker: self._started_by(worker), 2.0)
             del self.workers[worker.pid]
-            self._send(FrameType.DIED, worker=worker.number, pid=worker.pid, status=worker.status)
+            more = self.about_death(worker)
+            self._send(FrameType.DIED, worker=worker.number, pid=worker.pid, status=worker.status, **more)
 
 
 def _connect(dir: str, ready: int | None) -> int | None:
@@ -340,7 +363,7 @@ def pod_zygote(
     front = _connect(dir, ready)
     if front is None:
         return 0
-    pod = _Pod(dir, dict(env or {}), front)
+    pod = PodZygote(dir, dict(env or {}), front)
     pod.wake = take_signals(ignore=(signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT))
     pod.run()
     if owns and _front_ended(front, 5.0):

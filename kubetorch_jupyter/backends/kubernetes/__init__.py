@@ -1,0 +1,1 @@
+"""Services as pods of a Kubernetes cluster."""

@@ -1,0 +1,31 @@
+"""From what the user asked for to Kubernetes objects, and back: pure functions and raw dictionaries."""
+
+from __future__ import annotations
+
+from .objects import (
+    bundle_config_map,
+    claims,
+    headless_service,
+    job,
+    owner_reference,
+    secret,
+    user_secrets,
+)
+from .plan import Plan, effective, spec_hash
+from .reading import ServiceFields, newest, read_service
+
+__all__ = [
+    "Plan",
+    "ServiceFields",
+    "bundle_config_map",
+    "claims",
+    "effective",
+    "headless_service",
+    "job",
+    "newest",
+    "owner_reference",
+    "read_service",
+    "secret",
+    "spec_hash",
+    "user_secrets",
+]

@@ -1,0 +1,216 @@
+"""One deploy to the cluster: a revision's objects, the wait until its pods answer, and what becomes of the old ones."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pod_server import codefile
+from pod_server.wire import Buffer
+
+from ...errors import KubetorchError
+from ...progress import Phase
+from ...transport.endpoint import Endpoint
+from ...transport.session import get_session
+from ..base import Progress
+from . import manifests, names
+from .bundle import Bundle
+from .client import Kind
+from .diagnosis import Diagnosis
+from .space import Raw, Space
+from .waiting import Waiting
+
+__all__ = ["Rollout"]
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at whether the calls of pods that are replaced have ended, and for how long it is looked.
+_LOOK = 0.3
+_PATIENCE = 3600.0
+#: Seconds that a pod may take to say how many calls it has.
+_ANSWER = 2.0
+
+
+class Rollout:
+    """A revision that is brought up, or the one that lives; a `Revision`.
+
+    Parameters
+    ----------
+    space
+        The namespace.
+    plan
+        What its pods are.
+    bundle
+        What travels to them.
+    token
+        The service's.
+    progress
+        Told how it goes.
+    job
+        Its Job, of a revision that lives.
+    old
+        The Jobs of the revisions that it replaces.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        plan: manifests.Plan,
+        bundle: Bundle,
+        token: str,
+        progress: Progress,
+        *,
+        job: Raw | None = None,
+        old: Sequence[Raw] = (),
+    ) -> None:
+        self._space = space
+        self._plan = plan
+        self._bundle = bundle
+        self._token = token
+        self._progress = progress
+        self._job = job
+        self._old = list(old)
+        self._waiting = Waiting(space, plan, token, progress, quota_held=bool(old))
+        self.new = job is None
+        self.endpoints: Sequence[Endpoint] = ()
+
+    # -- bringing up -------------------------------------------------------------------------------------------------
+
+    async def bring_up(self) -> None:
+        """Make what is new, and wait until each pod answers; whatever goes wrong, nothing of it is left.
+
+        Raises
+        ------
+        DeployError
+            When waiting doesn't help, or has taken too long.
+        """
+        limit = self._plan.compute.launch_timeout
+        try:
+            async with asyncio.timeout(limit):
+                if self.new:
+                    await self._create()
+                self.endpoints = await self._waiting.run(self._make_room if self.new and self._old else None)
+        except BaseException as e:
+            if self.new:
+                await asyncio.shield(self.discard())
+            if isinstance(e, TimeoutError) and not isinstance(e, KubetorchError):
+                raise self._waiting.expired(limit) from None
+            raise
+
+    async def _create(self) -> None:
+        space, plan = self._space, self._plan
+        self._progress(Phase.SCHEDULING)
+        # Everything that can be refused without the cluster is refused before anything is made.
+        manifest, content = manifests.job(plan), await self._bundle.config_map()
+        job = self._job = await space.create(manifest)
+        owners = [manifests.owner_reference(job)]
+        # The Job first, suspended, so that what it owns has an owner: a client that dies here leaves no orphans.
+        owned = [
+            manifests.bundle_config_map(plan, content, owners),
+            manifests.secret(plan, self._token, owners=owners),
+            manifests.headless_service(plan, owners),
+            *manifests.user_secrets(plan, owners),
+        ]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for each in owned:
+                    group.create_task(space.create_or_join(each))
+                group.create_task(space.ensure_claims(plan, self._progress))
+        except BaseExceptionGroup as e:
+            raise e.exceptions[0] from e.exceptions[0].__cause__
+        if plan.compute.queue_name is None:  # else Kueue releases it
+            await space.patch(Kind.JOB, plan.job_name, {"spec": {"suspend": False}})
+
+    async def _make_room(self, found: Diagnosis) -> bool:
+        """End the pods that are replaced, because the new ones find no room beside them."""
+        self._progress.note(
+            f'there is no room for the new pod of "{self._plan.service}" beside the old one ({found.detail}): the old '
+            "one goes first, when its calls have ended"
+        )
+        for job in self._old:
+            await self._drain(job, self._plan.compute.launch_timeout, tell=True)
+            await self._space.delete_job(job)
+        self._old.clear()
+        return True
+
+    # -- after the load ------------------------------------------------------------------------------------------------
+
+    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress) -> None:
+        """Keep the code for pods that are made in the place of these, and let go of the revisions before."""
+        space, plan = self._space, self._plan
+        code = await asyncio.to_thread(codefile.pack, meta, buffers)
+        if code is None:
+            code = codefile.missing(meta, sum(memoryview(buffer).nbytes for buffer in buffers))
+            progress.note(
+                f'the code of "{plan.service}" is too large to be kept in the cluster: a pod that takes the place of '
+                "a lost one gets it from a notebook that has it, or not at all"
+            )
+        encoded = base64.b64encode(code).decode("ascii")
+        await space.patch(Kind.SECRET, plan.job_name, {"data": {"code": encoded}})
+        if self.new:
+            selector = {names.SERVICE: plan.service, names.REVISION: plan.revision}
+            await space.patch(Kind.SERVICE, names.headless_name(plan.service), {"spec": {"selector": selector}})
+        else:
+            await space.patch(Kind.JOB, plan.job_name, {"metadata": {"annotations": _asks(plan)}})
+        for job in self._old:
+            space.own(self._retire(job))
+
+    async def discard(self) -> None:
+        """Remove what this deploy made."""
+        if self._job is not None:
+            await self._space.delete_job(self._job)
+            if not self._old:
+                await self._space.delete_rest(self._plan.service)
+
+    # -- what is replaced ----------------------------------------------------------------------------------------------
+
+    async def _retire(self, job: Raw) -> None:
+        """End a revision when its calls have ended, without anybody waiting for it."""
+        try:
+            await self._drain(job, _PATIENCE)
+            await self._space.delete_job(job)
+        except KubetorchError:
+            # Nobody waits, and its pods end by themselves after their TTL; the next deploy tries again.
+            log.warning("an old revision of service %s could not be ended", self._plan.service, exc_info=True)
+
+    async def _drain(self, job: Raw, limit: float, *, tell: bool = False) -> None:
+        """Wait until no call runs in a revision's pods."""
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            running = await self._calls(job)
+            if not running:
+                return
+            if tell:
+                self._progress(Phase.SCHEDULING, f"{running} calls still run in the pod that makes room")
+            await asyncio.sleep(_LOOK)
+
+    async def _calls(self, job: Raw) -> int:
+        """How many calls run in a revision's pods; those that can't be asked have none."""
+        token = await self._space.token(job)
+        if token is None:
+            return 0
+        return sum(await asyncio.gather(*map(_calls_of, await self._space.endpoints(job, token))))
+
+
+async def _calls_of(endpoint: Endpoint) -> int:
+    try:
+        async with asyncio.timeout(_ANSWER):
+            session = await get_session(endpoint)
+            return int((await session.request("status"))["calls"])
+    except (KubetorchError, OSError):
+        return 0
+
+
+def _asks(plan: manifests.Plan) -> dict[str, Any]:
+    """The annotations that a redeploy to the same pods changes; None removes one."""
+    ttl = plan.compute.ttl_seconds
+    return {
+        names.OWNER: json.dumps(dict(plan.owner), sort_keys=True, default=str),
+        names.RESOURCES: json.dumps(plan.compute.resources(), sort_keys=True),
+        names.TTL: f"{ttl:.15g}" if ttl is not None else None,
+    }

@@ -1,0 +1,235 @@
+"""One namespace of a cluster: what a deploy does there, and what is known of it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from ...errors import DeployError, PodLostError, ResourceNotAvailableError
+from ...transport.endpoint import Endpoint
+from ...transport.portal import get_portal
+from ..base import Progress
+from . import access, names
+from .cache import NamespaceCache
+from .client import Cluster, Kind
+from .diagnosis import LogWanted, death
+from .manifests import Plan, ServiceFields, claims, read_service
+from .volumes import differences
+
+__all__ = ["Raw", "Space"]
+
+Raw = dict[str, Any]
+
+#: Seconds until what was deleted must be gone, and between two looks when nothing is heard.
+_GONE = 60.0
+_LOOK = 1.0
+_LAST_LINES = 20
+
+
+class Space:
+    """A namespace, with the last word of its watches.
+
+    Parameters
+    ----------
+    cluster
+        The API server.
+    namespace
+        Its name.
+    """
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+        self.cache = NamespaceCache(cluster, namespace)
+        #: Tokens by the uid of a Job.
+        self._tokens: dict[str, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def own(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that nobody waits for."""
+        task = get_portal().own(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- objects -----------------------------------------------------------------------------------------------------
+
+    async def create(self, manifest: Raw) -> Raw:
+        """Make an object."""
+        return await self.cluster.create(Kind.of(manifest), self.namespace, manifest)
+
+    async def create_or_join(self, manifest: Raw) -> None:
+        """Make an object that a Job owns; one that is there gets the Job as a further owner."""
+        kind, name = Kind.of(manifest), str(manifest["metadata"]["name"])
+        # Merged by uid, so that the other owners stay.
+        patch = {"metadata": {"ownerReferences": manifest["metadata"]["ownerReferences"]}}
+        while True:
+            try:
+                await self.cluster.create(kind, self.namespace, manifest)
+                return
+            except DeployError as e:
+                if e.reason != "AlreadyExists":
+                    raise
+            try:
+                await self.cluster.patch(kind, self.namespace, name, patch, "strategic")
+                return
+            except DeployError as e:
+                if e.reason != "NotFound":
+                    raise
+                # Its last owner went between the two: it is made anew.
+
+    async def ensure_claims(self, plan: Plan, progress: Progress) -> None:
+        """Make the claims of volumes that aren't there; they outlive the service.
+
+        Raises
+        ------
+        ResourceNotAvailableError
+            When a volume that was named only isn't there.
+        """
+        wanted = {str(manifest["metadata"]["name"]): manifest for manifest in claims(plan)}
+        for volume in plan.volumes:
+            there = await self.cluster.get(Kind.CLAIM, self.namespace, volume.name)
+            if there is not None:
+                for line in differences(volume, there):
+                    progress.note(line)
+            elif volume.name in wanted:
+                await self._create_unless_there(wanted[volume.name])
+            else:
+                raise ResourceNotAvailableError(
+                    f'service "{plan.service}": there is no volume "{volume.name}" in namespace {self.namespace}; '
+                    f'kt.Volume("{volume.name}", size="10Gi") makes one',
+                    service=plan.service,
+                    reason="NotFound",
+                )
+
+    async def _create_unless_there(self, manifest: Raw) -> None:
+        try:
+            await self.create(manifest)
+        except DeployError as e:
+            if e.reason != "AlreadyExists":
+                raise
+
+    async def patch(self, kind: Kind, name: str, body: Raw) -> Raw:
+        """Change an object by a merge patch."""
+        return await self.cluster.patch(kind, self.namespace, name, body)
+
+    async def delete_job(self, job: Raw) -> None:
+        """End a revision; returns when its pods are gone.
+
+        Raises
+        ------
+        DeployError
+            When they aren't within a minute.
+        """
+        meta = job["metadata"]
+        service, revision = str(names.service_of(job)), str(meta["labels"][names.REVISION])
+        with self.cache.using():
+            await self.cluster.delete(Kind.JOB, self.namespace, str(meta["name"]), uid=str(meta["uid"]))
+            deadline = time.monotonic() + _GONE
+            while True:
+                version = self.cache.version(service)
+                left = self.pods(service, revision)
+                if not left and self.job(service, revision) is None:
+                    return
+                if time.monotonic() > deadline:
+                    pods = ", ".join(str(pod["metadata"]["name"]) for pod in left) or "its Job"
+                    raise DeployError(
+                        f'service "{service}" can\'t be ended: {pods} is still there after {_GONE:g} s; '
+                        f"see 'kubectl describe pods -n {self.namespace} -l {names.SERVICE}={service}'",
+                        service=service,
+                    )
+                await self.cache.changed(service, since=version, timeout=_LOOK)
+
+    async def delete_rest(self, service: str) -> None:
+        """Remove what a service without Jobs has left; the garbage collector does it too, when it gets there."""
+        for kind in (Kind.SECRET, Kind.SERVICE):
+            items, _ = await self.cluster.list(kind, self.namespace, names.service_selector(service))
+            for each in items:
+                meta = each["metadata"]
+                await self.cluster.delete(kind, self.namespace, str(meta["name"]), uid=str(meta["uid"]))
+
+    async def token(self, job: Raw) -> str | None:
+        """The token of a revision; None when its Secret is gone."""
+        meta = job["metadata"]
+        uid = str(meta["uid"])
+        if uid not in self._tokens:
+            secret = await self.cluster.get(Kind.SECRET, self.namespace, str(meta["name"]))
+            self._remember(uid, secret)
+        return self._tokens.get(uid)
+
+    def _remember(self, uid: str, secret: Raw | None) -> None:
+        token = ((secret or {}).get("data") or {}).get("token")
+        if token:
+            self._tokens[uid] = base64.b64decode(token).decode("ascii")
+
+    async def learn_tokens(self) -> None:
+        """Read the tokens of all services at once."""
+        unknown = {
+            str(job["metadata"]["name"]): str(job["metadata"]["uid"])
+            for service in self.cache.services()
+            for job in self.cache.jobs(service)
+            if job["metadata"]["uid"] not in self._tokens
+        }
+        if unknown:
+            items, _ = await self.cluster.list(Kind.SECRET, self.namespace, names.our_selector())
+            for secret in items:
+                if (uid := unknown.get(str(secret["metadata"]["name"]))) is not None:
+                    self._remember(uid, secret)
+
+    async def log(self, wanted: LogWanted) -> str:
+        """The last lines of a container."""
+        return await self.cluster.log(
+            self.namespace, wanted.pod, wanted.container, previous=wanted.previous, tail_lines=_LAST_LINES
+        )
+
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    def jobs(self, service: str) -> list[tuple[ServiceFields, Raw]]:
+        """The revisions of a service that aren't over or being deleted, the newest first."""
+        found = [(fields, job) for job in self.cache.jobs(service) if (fields := read_service(job)) is not None]
+        # The cache has them by age.
+        return [(fields, job) for fields, job in reversed(found) if not fields.deleting and not fields.finished]
+
+    def job(self, service: str, revision: str) -> Raw | None:
+        """The Job of one revision, in whatever state."""
+        return next((job for job in self.cache.jobs(service) if _revision(job) == revision), None)
+
+    def pods(self, service: str, revision: str) -> list[Raw]:
+        """The pods of one revision."""
+        return [pod for pod in self.cache.pods(service) if _revision(pod) == revision]
+
+    def lost(self, pod: str, service: str) -> PodLostError | None:
+        """Why a pod has ended, by the watches' last word; None while it may live."""
+        reason = self.cache.gone(pod)
+        if reason is None:
+            return None
+        found = death(self.cache.pod(pod), self.cache.events(service), name=pod)
+        return found.error(service) if found.kind else PodLostError(service=service, reason=reason)
+
+    # -- pods ----------------------------------------------------------------------------------------------------------
+
+    def may_answer(self, pod: Raw) -> bool:
+        """Whether its front may be listening: it has an address and isn't on its way out."""
+        meta = pod["metadata"]
+        has_address = bool((pod.get("status") or {}).get("podIP"))
+        return has_address and not meta.get("deletionTimestamp") and self.cache.gone(str(meta["name"])) is None
+
+    async def endpoint(self, service: str, pod: Raw, token: str, note: Callable[[str], None] | None = None) -> Endpoint:
+        """Where a pod can be reached."""
+        name = str(pod["metadata"]["name"])
+        return await access.endpoint(
+            self.cluster, self.namespace, service, pod, token, gone=lambda: self.lost(name, service), note=note
+        )
+
+    async def endpoints(self, job: Raw, token: str) -> tuple[Endpoint, ...]:
+        """Those of a revision's pods that may answer, by rank."""
+        service = str(names.service_of(job))
+        living = [pod for pod in self.pods(service, _revision(job)) if self.may_answer(pod)]
+        ranked = sorted(living, key=names.index_of)
+        return tuple(await asyncio.gather(*(self.endpoint(service, pod, token) for pod in ranked)))
+
+
+def _revision(obj: Raw) -> str:
+    return str((obj["metadata"].get("labels") or {}).get(names.REVISION) or "")
