@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from pod_server.wire import parse_call_id
 
 from .asking import call_rows, event_rows, status_of, text_of
-from .backends import get_backend
+from .backends import backend_of, get_backend
 from .backends.base import Backend, Event, ServiceInfo
 from .backends.notes import local_notes
 from .calls import find_row, load_error
@@ -350,12 +350,19 @@ class Service:
     def __reduce__(self) -> tuple[Any, ...]:
         rows = self.interface.rows if self.interface else None
         label = self.interface.label if self.interface else self.name
-        return _rebuild, (self.name, self.namespace, self.kind, rows, label)
+        way = None
+        if not self.backend.here and self.endpoint is not None:
+            # In another pod of the cluster there is nobody who could be asked for it.
+            way = self.namespace or self.backend.namespace, self.endpoint.token
+        return _rebuild, (self.name, self.namespace, self.kind, rows, label, way)
 
 
-def _rebuild(name: str, namespace: str | None, kind: str, rows: Any, label: str) -> Service:
+def _rebuild(
+    name: str, namespace: str | None, kind: str, rows: Any, label: str, way: tuple[str | None, str] | None
+) -> Service:
     """A service's handle in another process: it finds the pod at its first call."""
-    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+    compute = Compute(namespace=namespace) if namespace else Compute()
+    backend = backend_of(name, *way, compute) if way is not None else get_backend(compute)
     interface = Interface(rows, label) if rows is not None else None
     return Service(name, backend, namespace, interface=interface, kind=kind)
 

@@ -40,6 +40,8 @@ class Endpoint:
         a connection broke.
     rank
         Which replica of the service it is, where the backend knows.
+    hint
+        What to say when nobody answers there.
     """
 
     service: str
@@ -52,6 +54,7 @@ class Endpoint:
     proxy: str | None = field(default=None, repr=False)
     gone: Callable[[], PodLostError | None] | None = field(default=None, repr=False, compare=False)
     rank: int | None = field(default=None, compare=False)
+    hint: str = field(default="kt.services() lists those that are alive", repr=False, compare=False)
 
     async def all_headers(self, renew: bool = False) -> Mapping[str, str]:
         """The headers for a new request, without the token."""

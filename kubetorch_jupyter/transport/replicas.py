@@ -342,5 +342,8 @@ class Replicas:
 
     async def close(self) -> None:
         """Say goodbye to all."""
+        for task in (self._looking, *(replica.connecting for replica in self._replicas)):
+            if task is not None:
+                task.cancel()
         sessions = [replica.session for replica in self._replicas if replica.session is not None]
         await asyncio.gather(*(session.close() for session in sessions))
