@@ -52,8 +52,8 @@ soak: setup  ## The tests that take long
 bench: $(VENV)/.installed  ## How fast it is, beside a limit and a peer of the same run
 	@$(BIN)/python -m benchmarks
 
-cluster-test:  ## Tests on a Kubernetes cluster
-	@echo "make cluster-test: the Kubernetes backend is not part of this version (docs/roadmap.md)"
+cluster-test: setup  ## Tests on a Kubernetes cluster: the kubeconfig's, or one of the program that KT_TEST_CLUSTER names
+	@$(BIN)/python -m pytest -m "cluster and not soak" --timeout 300 $(PYTEST_ARGS)
 
 clean:  ## Remove what the other commands made
 	rm -rf $(VENV) .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

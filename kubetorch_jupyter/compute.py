@@ -117,7 +117,8 @@ class Compute:
     launch_timeout
         Seconds until a deploy is given up.
     working_dir
-        Absolute path that the code runs in; by default this process's folder (locally) or the image's.
+        Absolute path that the code runs in; by default this process's folder (locally) or the image's, where one can
+        write to that, else the home folder.
     shared_memory_limit
         Size of ``/dev/shm``.
     allowed_serialization
@@ -135,7 +136,7 @@ class Compute:
     concurrency
         Calls that run at once; 1 runs them one after another. ``async def`` calls are not bound by it.
     unschedulable_timeout
-        Seconds that a pod may wait for room in the cluster; by default `launch_timeout`.
+        Seconds that a pod may wait for room in the cluster; 0: not at all; by default `launch_timeout`.
     detach
         Live on when this process ends.
     run_as_root
@@ -343,6 +344,10 @@ def _size(value: Any, what: str) -> str:
     return format_bytes(parse_bytes(value, what))
 
 
+def _patience(value: Any, what: str) -> float:
+    return 0.0 if value == 0 and not isinstance(value, bool) else parse_duration(value, what)
+
+
 def _gpus(value: Any, what: str) -> int | None:
     return parse_count(value, what, most=1000) or None
 
@@ -476,7 +481,7 @@ _PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "endpoint": _selector,
     "memory_limit": _size,
     "concurrency": _replicas,
-    "unschedulable_timeout": parse_duration,
+    "unschedulable_timeout": _patience,
     "detach": check_flag,
     "run_as_root": check_flag,
 }

@@ -24,7 +24,8 @@ from .progress import DeployProgress, Phase
 from .shipping import Bundle
 from .streams import Output
 from .transport.endpoint import Endpoint
-from .transport.session import RemoteFailure, Session, get_session
+from .transport.session import RemoteFailure, Session
+from .transport.sharing import get_session
 from .values import readable_size
 
 __all__ = ["adopt", "bring_up", "fill", "lacks", "pack"]

@@ -139,7 +139,7 @@ def services(namespace: str | None = None, usage: bool = False) -> Table:
     columns: dict[str, Callable[[ServiceInfo], str]] = {
         "NAME": lambda s: s.name,
         "WHERE": lambda s: s.backend + (f"/{s.namespace}" if s.namespace else ""),
-        "STATE": lambda s: s.state + (", detached" if s.detached else ""),
+        "STATE": lambda s: s.state + (", detached" if s.detached and s.backend == "local" else ""),
         **({"CALLS": lambda s: _said(s, "calls"), "MEMORY": lambda s: _memory(s)} if usage else {}),
         "AGE": lambda s: _age(s.created),
         "WHOSE": lambda s: _whose(s.owner),

@@ -156,6 +156,8 @@ class Service:
         lost = replicas.lost()
         if lost and len(lost) == len(replicas.endpoints):
             return await self._deploy_again(replicas, lost[0])
+        if replicas.draining:
+            await replicas.update()
         return replicas
 
     async def _find(self) -> Sequence[Endpoint]:
@@ -191,7 +193,7 @@ class Service:
         async with self._lock:
             if self._replicas is lost:
                 now = await self._find()
-                if any(endpoint.gone is None or endpoint.gone() is None for endpoint in now):
+                if any(endpoint.gone is None or endpoint.gone(False) is None for endpoint in now):
                     # Somebody has deployed it anew, perhaps this handle itself: those pods are not ours to replace.
                     self.use(now)
                 elif self.code is None:

@@ -45,8 +45,7 @@ def _unpack(archive, lib):
     path = os.path.join(lib, hashlib.sha256(packed).hexdigest()[:16])
     if os.path.isdir(path):
         return path
-    if not os.path.isdir(lib):
-        os.makedirs(lib)
+    os.makedirs(lib, exist_ok=True)
     lock = os.open(os.path.join(lib, ".lock"), os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -86,15 +85,16 @@ def _extract(packed, target):
 def _set_path(root, part):
     # type: (str, str) -> None
     """Put the two directories of the bundle where they belong in this part of the pod."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    path = [p for p in sys.path if p and os.path.abspath(p) != here]
+    # Python puts the script's own directory there, with the links of a mounted ConfigMap resolved.
+    here = os.path.dirname(os.path.realpath(__file__))
+    path = [p for p in sys.path if p and os.path.realpath(p) != here]
     ours, needed = os.path.join(root, "ours"), os.path.join(root, "needed")
     if part == "front":
         # What an image's PYTHONPATH leads to is for the user's code, and may be called like modules of the library.
         theirs = [os.path.abspath(p) for p in os.environ.pop("PYTHONPATH", "").split(os.pathsep) if p]
         sys.path[:] = [ours, needed] + [p for p in path if os.path.abspath(p) not in theirs]
     else:
-        sys.path[:] = [ours, *path, needed]
+        sys.path[:] = [ours] + path + [needed]
 
 
 def _complete_library():

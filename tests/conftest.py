@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -20,12 +21,13 @@ import pytest
 
 from tests import promises
 from tests.kernel.harness import Kernel, leftover_files, wait_until_gone
+from tests.places import Here, Place
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_DIR = Path(tempfile.mkdtemp(prefix="kt-tests-"))
 
-# A person's settings must not decide what the tests see.
-for _name in [n for n in os.environ if n.startswith("KT_")]:
+# A person's settings must not decide what the tests see; KT_TEST_... are the tests' own.
+for _name in [n for n in os.environ if n.startswith("KT_") and not n.startswith("KT_TEST_")]:
     del os.environ[_name]
 os.environ["KT_RUNTIME_DIR"] = str(RUNTIME_DIR)
 
@@ -87,13 +89,16 @@ def kernel_python(version: str) -> Path:
 
 KernelFactory = Callable[..., Kernel]
 
+#: Environment variables of every kernel, besides what a test gives it: how the tests on a cluster say where it is.
+kernel_variables: dict[str, str] = {}
+
 
 def _factory(version: str, tmp_path: Path) -> Iterator[KernelFactory]:
     python = kernel_python(version)
     kernels: list[Kernel] = []
 
     def make(*, start: bool = True, cwd: Path = tmp_path, env: dict[str, str] | None = None) -> Kernel:
-        kernel = Kernel(python, cwd, env)
+        kernel = Kernel(python, cwd, {**kernel_variables, **(env or {})})
         kernels.append(kernel)
         return kernel.start() if start else kernel
 
@@ -143,15 +148,31 @@ def newest_kernel(make_newest_kernel: KernelFactory) -> Kernel:
     return make_newest_kernel()
 
 
+# -- processes of pods -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """Where the pods are, to look at their processes and files."""
+    return Here(tmp_path)
+
+
 # -- the list of what was left out -------------------------------------------------------------------------------------
 
-_deselected: dict[str, int] = {}
+#: Why the tests with a marker are left out unless they are asked for.
+_DESELECTED = {
+    "soak": "they take long: run `make soak`",
+    "cluster": "they need a cluster: run `make cluster-test`, with a kubeconfig or the `cluster` program",
+}
+_deselected: Counter[str] = Counter()
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.get_closest_marker("soak"):
-            _deselected["soak"] = _deselected.get("soak", 0) + 1
+        for marker in _DESELECTED:
+            if item.get_closest_marker(marker):
+                _deselected[marker] += 1
+                break
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -167,10 +188,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for report in terminalreporter.stats.get("skipped", []):
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         left_out[reason.removeprefix("Skipped: ")] = left_out.get(reason.removeprefix("Skipped: "), 0) + 1
-    if count := _deselected.get("soak"):
-        left_out["they take long: run `make soak`"] = count
-    if not (ROOT / "kubetorch_jupyter" / "backends" / "kubernetes").exists():
-        terminalreporter.write_line("left out: tests on a cluster: the Kubernetes backend is not part of this version")
+    for marker, count in _deselected.items():
+        left_out[_DESELECTED[marker]] = count
     for line in promises.measured:
         terminalreporter.write_line(f"measured: {line}")
     for reason, count in sorted(left_out.items()):

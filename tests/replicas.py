@@ -83,8 +83,8 @@ class Several:
     def endpoint(self, name: str, rank: int, record: registry.Record) -> Endpoint:
         front = local_backend()._endpoint(record)
 
-        def gone() -> PodLostError | None:
-            error = front.gone() if front.gone is not None else None
+        def gone(ended: bool) -> PodLostError | None:
+            error = front.gone(ended) if front.gone is not None else None
             return PodLostError(service=name, reason=error.reason) if error is not None else None
 
         return replace(front, service=name, gone=gone, rank=rank)

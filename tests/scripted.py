@@ -17,7 +17,8 @@ import uvicorn
 from kubetorch_jupyter.calls import CallOptions
 from kubetorch_jupyter.transport.endpoint import Endpoint
 from kubetorch_jupyter.transport.portal import get_portal
-from kubetorch_jupyter.transport.session import Session, get_session
+from kubetorch_jupyter.transport.session import Session
+from kubetorch_jupyter.transport.sharing import get_session
 from pod_server import exceptions, serialization, wire
 from pod_server.wire import FrameType, LogKind
 

@@ -189,7 +189,7 @@ def test_the_client_needs_hardly_more_than_one_payload(pod: ScriptedPod) -> None
         import resource
         from kubetorch_jupyter.calls import CallOptions, invoke
         from kubetorch_jupyter.transport.endpoint import Endpoint
-        from kubetorch_jupyter.transport.session import get_session
+        from kubetorch_jupyter.transport.sharing import get_session
 
         class Target:
             name = label = "echo"

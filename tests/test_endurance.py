@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from typing import Any
 
-import psutil
+import pytest
 
 import kubetorch_jupyter as kt
 from tests.cells import Cells
+from tests.places import Place, Usage
 
 
-def _count(process: psutil.Process) -> tuple[int, int, int]:
-    return process.num_fds(), process.num_threads(), process.memory_info().rss
+@pytest.fixture
+def counts() -> tuple[int, int]:
+    """After how many calls it is looked at, twice."""
+    return 10_000, 50_000
 
 
-def test_descriptors_threads_and_memory_stay() -> None:
-    first, last = 10_000, 50_000
+def test_descriptors_threads_and_memory_stay(counts: tuple[int, int], place: Place) -> None:
+    first, last = counts
     cells = Cells()
     cells.run("import time\ndef echo(x, seconds=0):\n    time.sleep(seconds)\n    return x\n")
     with kt.fn(cells["echo"]).to(kt.Compute(), stream_logs=False) as echo:
-        status = echo.service.status()
-        processes = {
-            "client": psutil.Process(),
-            "front": psutil.Process(int(status["pid"])),
-            "worker": psutil.Process(int(status["worker"])),
-        }
+
+        def look() -> dict[str, Usage]:
+            gc.collect()
+            return {"client": Usage.of(os.getpid()), **place.usage(echo)}
 
         async def calls(n: int) -> None:
             pending: set[asyncio.Task[Any]] = set()
@@ -42,15 +44,14 @@ def test_descriptors_threads_and_memory_stay() -> None:
 
         asyncio.run(fill())
         asyncio.run(calls(first))
-        gc.collect()
-        before = {name: _count(process) for name, process in processes.items()}
+        before = look()
         asyncio.run(calls(last - first))
-        gc.collect()
-        after = {name: _count(process) for name, process in processes.items()}
-    for name in processes:
-        fds, threads, rss = (b - a for a, b in zip(before[name], after[name], strict=True))
-        slope = rss / (last - first)
-        print(f"{name}: {fds:+d} descriptors, {threads:+d} threads, {slope:.1f} bytes a call")
-        assert fds <= 0, name
+        after = look()
+    for name in before:
+        descriptors = after[name].descriptors - before[name].descriptors
+        threads = after[name].threads - before[name].threads
+        slope = (after[name].memory - before[name].memory) / (last - first)
+        print(f"{name}: {descriptors:+d} descriptors, {threads:+d} threads, {slope:.1f} bytes a call")
+        assert descriptors <= 0, name
         assert threads <= 0, name
         assert slope < 100, f"{name}: {slope:.0f} bytes a call"

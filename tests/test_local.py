@@ -36,7 +36,7 @@ def test_up_found_again_and_down(runtime: Path) -> None:
     endpoint = apply("t-one", memory_limit="1Gi")
     assert endpoint.url.startswith("http://127.0.0.1:")
     assert endpoint.gone is not None
-    assert endpoint.gone() is None
+    assert endpoint.gone(False) is None
     assert endpoint.token not in repr(endpoint)
     assert len(endpoint.token) == 64
     info = find("t-one")
@@ -54,7 +54,7 @@ def test_up_found_again_and_down(runtime: Path) -> None:
     delete("t-one")
     assert not alive(named)
     assert leftover_files(runtime) == []
-    assert endpoint.gone() is not None
+    assert endpoint.gone(False) is not None
     assert find("t-one") is None
     delete("t-one")  # that there is none is as good
 
@@ -153,7 +153,7 @@ def test_a_client_that_forks(runtime: Path) -> None:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
     assert endpoint.gone is not None
-    assert endpoint.gone() is None
+    assert endpoint.gone(False) is None
     apply("t-two")
     code = """
         apply("t-three"); pid = os.fork()
@@ -167,11 +167,14 @@ def test_a_client_that_forks(runtime: Path) -> None:
 
 def test_where_the_backend_comes_from(monkeypatch: pytest.MonkeyPatch) -> None:
     assert get_backend(kt.Compute()) is get_backend(kt.Compute(gpus=1))
-    with pytest.raises(kt.ConfigError, match=r"namespace='ml'.*KT_BACKEND=local"):
-        get_backend(kt.Compute(namespace="ml"))
+    monkeypatch.setenv("KUBECONFIG", "/nowhere/config")  # it lies there, and decides nothing
+    assert isinstance(get_backend(kt.Compute()), LocalBackend)
+    for named in ({"namespace": "ml"}, {"kubeconfig_path": "/nowhere/config"}):
+        backend = get_backend(kt.Compute(**named))
+        assert (backend.name, backend.here) == ("kubernetes", False)
+        assert backend is get_backend(kt.Compute(**named)), "one for each cluster and namespace"
     monkeypatch.setenv("KT_BACKEND", "kubernetes")
-    with pytest.raises(kt.ConfigError, match="from KT_BACKEND"):
-        get_backend(kt.Compute())
+    assert get_backend(kt.Compute()).name == "kubernetes"
     monkeypatch.setenv("KT_BACKEND", "local")
     assert isinstance(get_backend(kt.Compute(namespace="ml")), LocalBackend)
 

@@ -90,7 +90,7 @@ def test_a_detached_service_outlives_its_client(runtime: Path) -> None:
     assert info is not None
     assert info.endpoint is not None
     assert info.endpoint.gone is not None
-    assert (info.detached, info.ttl, info.endpoint.gone()) == (True, 4 * 3600, None)
+    assert (info.detached, info.ttl, info.endpoint.gone(False)) == (True, 4 * 3600, None)
     named = pids(record_of("t-one"))
     assert len(alive(named)) == 2
     delete("t-one")
@@ -102,7 +102,7 @@ def test_a_detached_service_ends_by_its_ttl(runtime: Path) -> None:
     endpoint = apply("t-one", detach=True, inactivity_ttl=0.5)
     wait_gone(pids(record_of("t-one")), runtime / "t-one", 5)
     assert endpoint.gone is not None
-    assert endpoint.gone() is not None
+    assert endpoint.gone(False) is not None
 
 
 def test_a_service_lives_as_long_as_one_of_its_clients(runtime: Path) -> None:
@@ -136,10 +136,10 @@ def test_a_killed_pod_is_gone_and_says_why(runtime: Path, which: str) -> None:
     for pid in [record.front[0]] * (which != "zygote") + [record.zygote[0]] * (which != "front"):
         os.kill(pid, signal.SIGKILL)
     wait_gone(named, runtime / "t-one", 5)
-    assert endpoint.gone() is not None
+    assert endpoint.gone(False) is not None
     deadline = time.monotonic() + 5
-    while which != "zygote" and "SIGKILL" not in (endpoint.gone() or ""):
-        assert time.monotonic() < deadline, endpoint.gone()
+    while which != "zygote" and "SIGKILL" not in str(endpoint.gone(False) or ""):
+        assert time.monotonic() < deadline, endpoint.gone(False)
         time.sleep(0.01)
     assert find("t-one") is None
     assert apply("t-one").url != endpoint.url

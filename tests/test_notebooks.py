@@ -113,11 +113,11 @@ SHOWN: dict[str, dict[str, list[str]]] = {
 # -- running them ------------------------------------------------------------------------------------------------------
 
 
-def _execute(path: Path, python: Path) -> tuple[nbformat.NotebookNode, list[str]]:
+def _execute(path: Path, python: Path, variables: dict[str, str]) -> tuple[nbformat.NotebookNode, list[str]]:
     """A notebook with its outputs, and what still ran when its last cell had ended."""
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell("[info.name for info in kt.services()]", id="left"))
-    kernel = Kernel(python, path.parent)
+    kernel = Kernel(python, path.parent, variables)
     try:
         execute_notebook(notebook, python, kernel)
         kernel.assert_nothing_left()
@@ -131,7 +131,17 @@ Runner = Callable[[Path, str], tuple[nbformat.NotebookNode, list[str]]]
 
 
 @pytest.fixture(scope="module")
-def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
+def variables_of() -> Callable[[Path], dict[str, str]]:
+    """More environment variables for a notebook's kernel."""
+    return lambda path: {}
+
+
+@pytest.fixture(scope="module")
+def executed(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    variables_of: Callable[[Path], dict[str, str]],
+) -> Iterator[Runner]:
     """Gives an executed notebook; begins with all that the chosen tests will ask for."""
     folder = tmp_path_factory.mktemp("notebooks")
     futures: dict[tuple[Path, str], Future[Any]] = {}
@@ -143,7 +153,7 @@ def executed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
                 # In a folder of its own, so that nothing beside it is needed.
                 (folder / version).mkdir(exist_ok=True)
                 copy = Path(shutil.copy(path, folder / version))
-                futures[path, version] = pool.submit(_execute, copy, kernel_python(version))
+                futures[path, version] = pool.submit(_execute, copy, kernel_python(version), variables_of(path))
         yield lambda path, version: futures[path, version].result()
         pool.shutdown(cancel_futures=True)
 
@@ -166,16 +176,22 @@ def _outputs(cell: nbformat.NotebookNode) -> str:
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_runs(path: Path, version: str, executed: Runner) -> None:
     notebook, left = executed(path, version)
+    check(path.stem, notebook)
+    if path.stem != "demo":  # which shows that services end with their kernel
+        assert left == []
+
+
+def check(name: str, notebook: nbformat.NotebookNode, pods: str = "local pods") -> None:
+    """That its outputs are complete, without an error but those that are meant; ``pods`` is what they call pods."""
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
         shown = _outputs(cell)
         failed = any(output.output_type == "error" for output in cell.outputs)
         assert failed == ("raises-exception" in cell.metadata.get("tags", [])), f"cell {cell.id}\n{shown}"
-        missing = [text for text in SHOWN[path.stem].get(cell.id, []) if text not in shown]
+        expected = [text.replace("local pods", pods) for text in SHOWN[name].get(cell.id, [])]
+        missing = [text for text in expected if text not in shown]
         assert not missing, f"cell {cell.id} doesn't show {missing}, but\n{shown}"
-    if path.stem != "demo":  # which shows that services end with their kernel
-        assert left == []
 
 
 # -- what is committed -------------------------------------------------------------------------------------------------

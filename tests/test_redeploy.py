@@ -7,11 +7,11 @@ import os
 import time
 from typing import Any
 
-import psutil
 import pytest
 
 import kubetorch_jupyter as kt
 from tests.cells import Cells
+from tests.places import Place
 from tests.promises import promise
 
 
@@ -29,9 +29,14 @@ def _versioned(version: int) -> Any:
     return cells["work"]
 
 
-def test_100_redeploys_under_64_calls_in_flight() -> None:
+@pytest.fixture
+def rounds() -> int:
+    """How often it is deployed anew."""
+    return 100
+
+
+def test_redeploys_under_64_calls_in_flight(rounds: int, place: Place) -> None:
     """Each call returns the version that it began with, in the pod's own order of events."""
-    rounds = 100
     handle = kt.fn(_versioned(0), name="versions").to(kt.Compute(), stream_logs=False)
     seen: list[tuple[int, int, float]] = []
 
@@ -57,12 +62,12 @@ def test_100_redeploys_under_64_calls_in_flight() -> None:
         return took
 
     with handle:
-        worker = psutil.Process(int(handle.service.status()["worker"]))
+        worker = handle.service.status()["worker"]
         took = asyncio.run(run())
-        memory = worker.memory_info().rss
+        memory = place.usage(handle)["worker"].memory
         asyncio.run(_more(handle, rounds))
-        grown = worker.memory_info().rss - memory
-        assert worker.is_running(), "a redeploy of a function must not need a new worker"
+        grown = place.usage(handle)["worker"].memory - memory
+        assert handle.service.status()["worker"] == worker, "a redeploy of a function must not need a new worker"
     versions = [version for _, version, _ in sorted(seen, key=lambda row: row[2])]
     assert versions == sorted(versions), "a call began with older code than one that began before it"
     assert {0, rounds} <= set(versions)

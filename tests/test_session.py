@@ -21,7 +21,8 @@ from kubetorch_jupyter.errors import (
 from kubetorch_jupyter.transport import link
 from kubetorch_jupyter.transport.endpoint import Endpoint
 from kubetorch_jupyter.transport.portal import get_portal
-from kubetorch_jupyter.transport.session import RemoteFailure, Session, get_session, hold_reading
+from kubetorch_jupyter.transport.session import RemoteFailure, Session
+from kubetorch_jupyter.transport.sharing import get_session, hold_reading
 from pod_server.wire import FrameType, LogKind
 from tests.scripted import PLAIN, SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
 
@@ -90,7 +91,7 @@ def test_nobody_there_is_a_connection_error_that_names_the_service() -> None:
 
 def test_a_pod_that_is_known_to_be_gone_is_not_waited_for() -> None:
     lost = PodLostError(service="ghost", reason="its process ended with code 3")
-    endpoint = Endpoint("ghost", "http://127.0.0.1:1", "t", gone=lambda: lost)
+    endpoint = Endpoint("ghost", "http://127.0.0.1:1", "t", gone=lambda _: lost)
     start = time.monotonic()
     with pytest.raises(PodLostError, match="code 3"):
         get_portal().run(get_session(endpoint), 5)

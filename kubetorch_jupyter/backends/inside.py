@@ -154,7 +154,7 @@ class InsideBackend:
         host = f"[{address}]" if ":" in address else address
         made = known.asked
 
-        def gone() -> PodLostError | None:
+        def gone(ended: bool) -> PodLostError | None:
             if known.asked > made and address not in known.addresses:
                 return PodLostError(service=name, reason=f"the cluster's DNS doesn't name {address} any more")
             self._ask_again(known)

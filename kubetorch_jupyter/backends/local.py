@@ -316,9 +316,9 @@ class LocalBackend:
         front, incarnation = record.front, record.incarnation
         assert front is not None
 
-        def gone() -> PodLostError | None:
+        def gone(ended: bool) -> PodLostError | None:
             if processes.is_alive(*front):
-                return None
+                return None  # one that ends says itself why
             reason = self._ended.get(incarnation, f"its front process (pid {front[0]}) has ended")
             return PodLostError(service=record.name, reason=reason)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pod_server.wire import LogKind
 
 from ..transport.portal import get_portal
-from ..transport.session import hold_reading
+from ..transport.sharing import hold_reading
 from .cap import Cut
 from .pacing import STEP
 

@@ -327,8 +327,8 @@ class Bulk:
         if status == 401 and not ours and self._endpoint.credentials is not None and not transfer.renewed:
             transfer.stale = transfer.renewed = True
             raise _Broken("the proxy refused our credentials")
-        if status == 404 and not ours:
-            raise _Broken("what stands before the pod doesn't find it")
+        if status in (400, 404) and not ours:
+            raise _Broken("the proxy doesn't find the pod, or has no address for it yet")
         if status in (408, 425, 429, 500, 502, 503, 504) and not (ours and status == 500):
             raise _Broken(f"status {status}")
         raise refusal(self._endpoint, status, ours, text)

@@ -37,7 +37,7 @@ class Endpoint:
     gone
         Asks the backend, without I/O that takes longer than a look at a process or a watch's last word, whether the pod
         has ended: the error for its calls, with the reason; None while it may live. Called on the portal's thread after
-        a connection broke.
+        a connection broke, and with True when the pod itself has said that it ends.
     rank
         Which replica of the service it is, where the backend knows.
     hint
@@ -52,7 +52,7 @@ class Endpoint:
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
     tls_name: str | None = None
     proxy: str | None = field(default=None, repr=False)
-    gone: Callable[[], PodLostError | None] | None = field(default=None, repr=False, compare=False)
+    gone: Callable[[bool], PodLostError | None] | None = field(default=None, repr=False, compare=False)
     rank: int | None = field(default=None, compare=False)
     hint: str = field(default="kt.services() lists those that are alive", repr=False, compare=False)
 

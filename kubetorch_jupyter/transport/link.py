@@ -146,7 +146,7 @@ class Link:
             except (AuthenticationError, VersionMismatchError, PodLostError):
                 raise
             except (OSError, KubetorchError) as e:
-                lost = self._endpoint.gone() if self._endpoint.gone is not None else None
+                lost = self._endpoint.gone(False) if self._endpoint.gone is not None else None
                 if lost is not None:
                     raise lost from e
                 if self._loop.time() + pause > deadline:
@@ -375,7 +375,8 @@ class Link:
         elif self._welcomed is not None:
             self._end(self._unreachable(f"refused the session: {reason}"))
         else:
-            self._end(PodLostError(service=service, reason=reason))
+            known = self._endpoint.gone(True) if self._endpoint.gone is not None else None
+            self._end(known or PodLostError(service=service, reason=reason))
 
     def _end(self, error: KubetorchError) -> None:
         """The pod, or what we have heard of it, leaves no hope."""

@@ -16,7 +16,8 @@ from ..errors import ConnectionFailedError, KubetorchError, PodLostError
 from .endpoint import Endpoint
 from .exchange import RemoteFailure
 from .portal import get_portal
-from .session import Session, get_session
+from .session import Session
+from .sharing import get_session
 
 __all__ = ["Replica", "Replicas"]
 
@@ -61,6 +62,21 @@ class Replica:
         self.endpoint = endpoint
         self.rank = endpoint.rank if endpoint.rank is not None else rank
 
+    @property
+    def usable(self) -> bool:
+        """Whether there is a session that something may be asked on."""
+        return self.session is not None and self.session.usable
+
+    @property
+    def draining(self) -> bool:
+        """Whether the pod's place is taken by another one."""
+        return self.session is not None and self.session.usable and self.session.draining
+
+    def gone(self) -> PodLostError | None:
+        """Why the pod has ended; None while it may live."""
+        gone = self.endpoint.gone
+        return gone(self.session is not None and self.session.draining) if gone is not None else None
+
     def open(self) -> Session:
         """The session for what is asked now.
 
@@ -69,7 +85,7 @@ class Replica:
         Exception
             Why there is none.
         """
-        if self.session is not None and self.session.usable:
+        if self.session is not None and self.usable:
             return self.session
         if self.connecting is not None and not self.connecting.done():
             raise ConnectionFailedError(
@@ -144,14 +160,14 @@ class Replicas:
         replicas = self._replicas
         if self._size == 1:
             session = replicas[0].session
-            return session if session is not None and session.usable else None
+            return session if session is not None and session.usable and not session.draining else None
         best: Replica | None = None
         least = 0
         spare: Replica | None = None
         there = 0
         for replica in replicas:
             session = replica.session
-            if session is None or not session.usable:
+            if session is None or not session.usable or session.draining:
                 continue
             if not session.connected:
                 # It may have ended: what it is given waits until that is known, so only if there is no other.
@@ -172,8 +188,13 @@ class Replicas:
 
     def lost(self) -> list[str]:
         """Why pods of it have ended, for those that are known to have."""
-        errors = (endpoint.gone() for endpoint in self.endpoints if endpoint.gone is not None)
+        errors = (replica.gone() for replica in self._replicas)
         return [error.reason or "it is gone" for error in errors if error is not None]
+
+    @property
+    def draining(self) -> bool:
+        """Whether other pods take the place of some of them."""
+        return any(replica.draining for replica in self._replicas)
 
     async def session(self) -> Session:
         """The least busy session, after connecting to one pod at least.
@@ -190,15 +211,15 @@ class Replicas:
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             if (session := self.live) is not None:
                 return session
-        return self._replicas[0].open()
+        # One whose place others take, but which aren't there yet, is better than none.
+        return next((r for r in self._replicas if r.usable), self._replicas[0]).open()
 
     async def all(self) -> list[Replica]:
         """All of them by rank, connected to as far as they can be reached without holding the others up."""
-        if self._find is not None and self.lost():
-            await self._update(self._find)
-        # Also those that reconnect: an answer of theirs would be waited for.
-        waiting = {self._connect(each) for each in self._replicas if each.session is None or not each.session.usable}
-        while waiting and not any(each.session is not None and each.session.usable for each in self._replicas):
+        if self.lost() or self.draining:
+            await self.update()
+        waiting = {self._connect(each) for each in self._replicas if not each.usable}
+        while waiting and not any(each.usable for each in self._replicas):
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if waiting:
             await asyncio.wait(waiting, timeout=_PATIENCE)
@@ -213,7 +234,7 @@ class Replicas:
 
     async def versions(self) -> set[str]:
         """Of the code in those that calls may be started on."""
-        sessions = [r.session for r in self._replicas if r.session is not None and r.session.usable]
+        sessions = [r.session for r in self._replicas if r.session is not None and r.usable]
 
         async def version(session: Session) -> str | None:
             try:
@@ -295,19 +316,20 @@ class Replicas:
 
     async def _look(self) -> None:
         try:
-            if self._find is not None and (self.lost() or len(self._replicas) < self._size):
-                await self._update(self._find)
+            if self.lost() or self.draining or len(self._replicas) < self._size:
+                await self.update()
             for replica in self._replicas:
-                ended = replica.session is None or not replica.session.usable
-                gone = replica.endpoint.gone
-                if ended and (gone is None or gone() is None):
+                if not replica.usable and replica.gone() is None:
                     self._connect(replica)
         finally:
             self._looking = None
 
-    async def _update(self, find: Callable[[], Awaitable[Sequence[Endpoint]]]) -> None:
+    async def update(self) -> None:
+        """Ask the backend which pods there are now."""
+        if self._find is None:
+            return
         try:
-            endpoints = await find()
+            endpoints = await self._find()
         except (KubetorchError, OSError) as e:
             log.debug("the pods of a service can't be looked for just now: %s", e)
             return
@@ -316,6 +338,7 @@ class Replicas:
 
     def replace(self, endpoints: Sequence[Endpoint]) -> None:
         """These are its pods now; sessions with those that stay go on."""
+        replaced = all(replica.draining for replica in self._replicas)
         known = {replica.endpoint.key: replica for replica in self._replicas}
         found = []
         for rank, endpoint in enumerate(endpoints):
@@ -326,7 +349,8 @@ class Replicas:
             found.append(replica)
         self._remember(known.values())
         self._replicas = found
-        self._size = max(self._size, len(found))
+        # All at once: a deploy has replaced them, perhaps by another number. Else the others are still to come.
+        self._size = len(found) if replaced else max(self._size, len(found))
 
     # -- what was asked of them before -------------------------------------------------------------------------------
 

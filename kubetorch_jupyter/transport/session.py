@@ -12,7 +12,7 @@ import copy
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 from pod_server import wire
 from pod_server.wire import Frame, FrameType
@@ -32,12 +32,12 @@ from .link import Link
 from .notices import Notices
 from .portal import Portal, get_portal
 
-__all__ = ["Exchange", "RemoteFailure", "Session", "Sink", "get_session", "hold_reading"]
+__all__ = ["Exchange", "RemoteFailure", "Session", "Sink"]
 
 #: How many acknowledgements are said again after a break: the pod may have missed the last ones.
 _ACKS = 512
 #: Requests that may be made twice: those are repeated after a break, others fail.
-_REPEATABLE = frozenset({"calls", "events", "service_log", "adopt", "teardown", "status", "touch"})
+_REPEATABLE = frozenset({"calls", "drain", "events", "service_log", "adopt", "teardown", "status", "touch"})
 
 
 @dataclass
@@ -51,7 +51,7 @@ class _Request:
 
 
 class Session:
-    """The session with one pod; `get_session` gives the shared one.
+    """The session with one pod; `transport.sharing.get_session` gives the shared one.
 
     Parameters
     ----------
@@ -81,6 +81,8 @@ class Session:
         self._acks: deque[bytes] = deque(maxlen=_ACKS)
         self._link = Link(endpoint, self.client, self, self._portal)
         self._notices = Notices()
+        #: Called when it is over: nobody should get it any more.
+        self.on_shut: Callable[[], None] = lambda: None
         #: The first connecting, while it lasts; whoever wants the session waits for it.
         self.opening: asyncio.Task[None] | None = None
         #: Why there is no session any more.
@@ -93,6 +95,11 @@ class Session:
     def usable(self) -> bool:
         """Whether calls may be started on it: open or reconnecting, and of this process. Any thread."""
         return not self._closed and self._portal is get_portal()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the pod's place is taken by another one, which new calls should go to."""
+        return bool(self.welcome.get("draining"))
 
     @property
     def connected(self) -> bool:
@@ -151,9 +158,7 @@ class Session:
         """No more of it: timers, tasks, transfers, the registry."""
         self._closed = True
         self._portal.farewells.discard(self.close)
-        sessions = _sessions(self._portal)
-        if sessions.get(self.endpoint.key) is self:
-            del sessions[self.endpoint.key]
+        self.on_shut()
         self._bulk.close()
 
     def _lose(self, error: KubetorchError, *, shut: bool = True) -> None:
@@ -251,6 +256,8 @@ class Session:
             self._on_response(channel, frame.meta)
         elif kind is FrameType.EVENT:
             meta = frame.meta
+            if meta.get("event") == "draining":
+                self.welcome["draining"] = True
             self._notices.on_event(meta, self._exchanges.values())
             for listener in list(self.listeners):
                 listener(meta)
@@ -269,6 +276,12 @@ class Session:
 
     def _on_result(self, exchange: Exchange, frame: Frame) -> None:
         meta = frame.meta
+        if frame.flags & wire.F_ERROR and (meta.get("error") or {}).get("type") == "PodTerminatedError":
+            self.welcome["draining"] = True
+            lost = self.endpoint.gone(True) if self.endpoint.gone is not None else None
+            if lost is not None:  # who ended the pod knows why, and the pod doesn't
+                self._fail(exchange, lost)
+                return
         if frame.flags & wire.F_BULK:
             if not exchange.result_wanted:
                 return  # the download of it goes on from before the break
@@ -442,54 +455,3 @@ class Session:
             return await future
         finally:
             self._requests.pop(number, None)
-
-
-# -- sharing -----------------------------------------------------------------------------------------------------------
-
-_registry: dict[Portal, dict[tuple[str, str], Session]] = {}
-
-
-def _sessions(portal: Portal) -> dict[tuple[str, str], Session]:
-    return _registry.setdefault(portal, {})
-
-
-@overload
-async def get_session(endpoint: Endpoint) -> Session: ...
-@overload
-async def get_session(endpoint: Endpoint, *, connect: bool) -> Session | None: ...
-async def get_session(endpoint: Endpoint, *, connect: bool = True) -> Session | None:
-    """The one session of this process with that pod, connected when there is none; on the portal.
-
-    Parameters
-    ----------
-    endpoint
-        The pod.
-    connect
-        Whether to make one; without, None is what there may be instead.
-
-    Raises
-    ------
-    ConnectionFailedError, AuthenticationError, VersionMismatchError, PodLostError
-        As `Session.open`.
-    """
-    portal = get_portal()
-    sessions = _sessions(portal)
-    session = sessions.get(endpoint.key)
-    if session is None or not session.usable:
-        if not connect:
-            return None
-        session = sessions[endpoint.key] = Session(endpoint)
-        session.opening = portal.loop.create_task(session.open())
-        session.opening.add_done_callback(session.opened)
-    if session.opening is not None:
-        await asyncio.shield(session.opening)
-    return session
-
-
-def hold_reading(held: bool) -> None:
-    """Take nothing more from any connection of this process for now, or go on; on the portal.
-
-    What comes faster than the user's terminal takes it would otherwise fill the memory.
-    """
-    for session in list(_sessions(get_portal()).values()):
-        session.hold(held)

@@ -20,7 +20,7 @@ __all__ = ["Peers"]
 _log = logging.getLogger(__name__)
 
 #: Seconds for one question, how often it is tried, and the seconds between two tries.
-_ANSWER = 5.0
+_ANSWER = 3.0
 _TRIES = 3
 _PAUSE = 1.0
 #: Seconds after which is looked again, when another one is to decide, or one didn't want to end.

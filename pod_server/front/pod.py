@@ -69,6 +69,8 @@ class Pod:
         self.sessions: set[Session] = set()
         #: Why the pod ends, once it does, and the exit code of the front.
         self.stopped: asyncio.Future[str] = self._loop.create_future()
+        #: Other pods have taken its place: clients look for them, and it ends when its calls have.
+        self.draining = False
         self.status = 0
         self.life = Life(params.detach, params.ttl, self.stop)
         self.peers = Peers(params, self.life)
@@ -102,6 +104,7 @@ class Pod:
             "python": ".".join(platform.python_version_tuple()[:2]),
             "cloudpickle": self._cloudpickle,
             "pid": os.getpid(),
+            "draining": self.draining,
         }
         try:
             return encode(FrameType.WELCOME, 0, meta)
@@ -117,6 +120,12 @@ class Pod:
         for session in list(self.sessions):
             if session.client.id:
                 session.send(frame)
+
+    def drain(self) -> None:
+        """Send the clients' next calls to the pods that have taken its place; what comes all the same is done."""
+        if not self.draining:
+            self.draining = True
+            self.tell("draining", "its place is taken by other pods")
 
     # -- life
     # --------------------------------------------------------------------------------------------------------------

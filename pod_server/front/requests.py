@@ -39,6 +39,7 @@ class Requests:
             "call_log": self._call_log,
             "calls": self._calls,
             "cancel": self._cancel,
+            "drain": self._drain,
             "events": self._events,
             "restart": self._restart,
             "service_log": self._service_log,
@@ -212,6 +213,10 @@ class Requests:
     def _teardown(self, meta: dict[str, Any], answer: Answer) -> None:
         answer({"stopping": True})
         self._pod.stop("a client has asked for its end")
+
+    def _drain(self, meta: dict[str, Any], answer: Answer) -> None:
+        self._pod.drain()
+        answer({"calls": self._pod.life.active})
 
     def _touch(self, meta: dict[str, Any], answer: Answer) -> None:
         self._pod.life.touch()

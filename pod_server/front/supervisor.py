@@ -489,6 +489,7 @@ class Supervisor:
     def stop(self) -> None:
         """End all workers and all calls; the pod ends."""
         self.state = "stopping"
+        self.holding = True  # what comes now is refused, and not given to a worker that is being killed
         self.fleet.stop()
         text = f'service "{self._pod.params.name}" was ended while the call ran'
         error = {"type": "PodTerminatedError", "message": text}

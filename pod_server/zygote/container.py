@@ -206,6 +206,9 @@ def container_zygote(dir: str, site: str | None = None) -> int:
         sys.path.insert(sys.path.index(ours) + 1 if ours in sys.path else 0, site)
         others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         os.environ["PYTHONPATH"] = os.pathsep.join([site, *others])
+    if not os.access(".", os.W_OK) and os.path.isdir(os.environ.get("HOME", "")):
+        # The image's own is root's, most often: ``open("model.pt", "w")`` is to work.
+        os.chdir(os.environ["HOME"])
     life = _Life(dir)
     processes.become_subreaper()
     processes.name_process("kt-zygote")

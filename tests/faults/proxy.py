@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import socket
+import ssl
 import struct
 import threading
 from collections import Counter
@@ -59,6 +61,15 @@ class _Connection:
 class Proxy:
     """Listens on a port of its own, in a thread of its own, and passes everything on to ``url``.
 
+    Parameters
+    ----------
+    url
+        Where to.
+    beyond
+        For TLS towards there; the frames are seen between the two.
+    before
+        For TLS towards the clients.
+
     Attributes
     ----------
     frames
@@ -69,8 +80,9 @@ class Proxy:
         How many of the cuts have been made.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, beyond: ssl.SSLContext | None = None, before: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
+        self._beyond, self._before = beyond, before
         self._target = parts.hostname or "", parts.port or 80
         self._loop = asyncio.new_event_loop()
         self._connections: set[_Connection] = set()
@@ -140,11 +152,14 @@ class Proxy:
 
     def _run(self, started: threading.Event) -> None:
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server = self._loop.run_until_complete(asyncio.start_server(self._accept, "127.0.0.1", 0, ssl=self._before))
+        self.url = f"{'https' if self._before else 'http'}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         started.set()
         self._loop.run_forever()
         server.close()
+        # Their connections were reset; a task that is cancelled instead would be complained of by asyncio's streams.
+        if tasks := asyncio.all_tasks(self._loop):
+            self._loop.run_until_complete(asyncio.wait(tasks, timeout=2))
         for task in asyncio.all_tasks(self._loop):
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*asyncio.all_tasks(self._loop), return_exceptions=True))
@@ -167,7 +182,7 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            there = await asyncio.open_connection(*self._target)
+            there = await asyncio.open_connection(*self._target, ssl=self._beyond)
         except OSError:
             writer.transport.abort()
             return
@@ -184,7 +199,10 @@ class Proxy:
             # What has been passed on still arrives: close in order, and wait until they have seen it.
             for _, w in connection.pairs:
                 with contextlib.suppress(OSError, RuntimeError):
-                    w.write_eof()
+                    if w.can_write_eof():
+                        w.write_eof()
+                    else:
+                        w.close()
             connection.hole = True
             await asyncio.wait(pumps, timeout=0.5)
         finally:
@@ -201,9 +219,8 @@ class Proxy:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             if direction == OUT:
-                line = head.split(b"\r\n")[0]
-                connection.kind = "up" if b"/bulk/up" in line else "down" if b"/bulk/down" in line else "session"
-            if connection.kind == "session" and b"HTTP/1.1 200" not in head[:20]:
+                connection.kind = _kind(head) or ("session" if b"upgrade: websocket" in head.lower() else "other")
+            if connection.kind == "session" and (direction == OUT or b" 101 " in head[:16]):
                 self._check(connection, direction, 0)
                 self._pass(connection, writer, head)
                 while True:
@@ -220,8 +237,8 @@ class Proxy:
                     await writer.drain()
             data = head
             while data:
-                if direction == OUT and data.startswith((b"PUT /bulk/up", b"GET /bulk/down")):
-                    connection.kind = "up" if data.startswith(b"PUT") else "down"  # connections are used again
+                if direction == OUT:
+                    connection.kind = _kind(data) or connection.kind  # connections are used again
                 for start in range(0, len(data), 16384):
                     piece = data[start : start + 16384]
                     self._check(connection, direction, len(piece))
@@ -261,6 +278,12 @@ class Proxy:
             with contextlib.suppress(OSError, AttributeError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
+
+
+def _kind(data: bytes) -> str | None:
+    """``"up"`` or ``"down"`` when that is the head of such a transfer."""
+    found = re.match(rb"(?:PUT|GET) \S*/bulk/(up|down)/", data)
+    return found[1].decode() if found else None
 
 
 async def _message(reader: asyncio.StreamReader) -> tuple[bytes, list[tuple[int, FrameType]]]:

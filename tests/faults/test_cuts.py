@@ -28,6 +28,7 @@ from kubetorch_jupyter.transport.portal import get_portal
 from pod_server.wire import LogKind
 from tests.cells import Cells
 from tests.faults.proxy import IN, OUT, Cut, Proxy, through_proxies
+from tests.places import Place
 from tests.promises import promise
 
 WORK = """
@@ -99,10 +100,10 @@ class Recorded(streams.Output):
 class Rig:
     """A deployed `Work` behind a proxy, and what is known of its calls."""
 
-    def __init__(self, work: Any, proxy: Proxy, counter: Path) -> None:
+    def __init__(self, work: Any, proxy: Proxy, ran: Callable[[], str]) -> None:
         self.work = work
         self.proxy = proxy
-        self.counter = counter
+        self.ran = ran
         self.outputs: list[Recorded] = []
         self.numbers = itertools.count()
         self.expected: set[str] = set()
@@ -144,8 +145,7 @@ class Rig:
 
     def check(self, lines: dict[str, int]) -> None:
         """Each ran once, and printed each of its lines once."""
-        ran = self.counter.read_text().split()
-        assert sorted(ran) == sorted(self.expected)
+        assert sorted(self.ran().split()) == sorted(self.expected)
         logs = [b"".join(pieces).decode() for pieces in Recorded.logs if pieces]
         Recorded.logs.clear()
         assert len(logs) == len(lines)
@@ -179,20 +179,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def rig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Rig]:
+def proxies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Proxy]]:
+    """What stands between this process and the pods that it deploys from now on."""
+    with through_proxies(monkeypatch) as proxies:
+        yield proxies
+
+
+@pytest.fixture
+def rig(proxies: list[Proxy], place: Place) -> Iterator[Rig]:
     Recorded.logs.clear()
     cells = Cells()
     cells.run(WORK)
-    counter = tmp_path / "counter"
-    counter.touch()
+    counter = place.path("counter")
     streams.set_output_factory(Recorded)
     try:
-        with (
-            through_proxies(monkeypatch) as proxies,
-            kt.cls(cells["Work"]).to(kt.Compute(), init_args={"counter": str(counter)}) as work,
-        ):
+        with kt.cls(cells["Work"]).to(kt.Compute(), init_args={"counter": counter}) as work:
             Recorded.logs.clear()
-            yield Rig(work, proxies[-1], counter)
+            yield Rig(work, proxies[-1], lambda: place.read(work.service_name, counter))
     finally:
         streams.set_output_factory(None)
 
@@ -300,12 +303,11 @@ def test_hello_cut(rig: Rig, quick: None) -> None:
 
 
 @pytest.mark.parametrize("how", ["close", "hole"])
-def test_load_cut(monkeypatch: pytest.MonkeyPatch, quick: None, how: str) -> None:
+def test_load_cut(proxies: list[Proxy], quick: None, how: str) -> None:
     """A deploy whose connection breaks at each frame, and in the upload of a large bundle."""
     cells = Cells()
     cells.run("import numpy as np\nTABLE = np.arange(500_000)\ndef look(i): return int(TABLE[i])\n")
-    with through_proxies(monkeypatch) as proxies:
-        look = kt.fn(cells["look"]).to(kt.Compute(), stream_logs=False)
+    with kt.fn(cells["look"]).to(kt.Compute(), stream_logs=False) as look:
         proxy = proxies[0]
         cuts = [Cut(d, at, how) for d in (OUT, IN) for at in range(4)]
         cuts += [Cut(OUT, n, how, "up") for n in (1, 1_000_000, 4_000_000)]
@@ -317,7 +319,6 @@ def test_load_cut(monkeypatch: pytest.MonkeyPatch, quick: None, how: str) -> Non
             assert look(10) == 11 + n, cut
             assert proxy.fired == 1, cut
         assert sum(1 for e in look.service.events() if e["event"] == "loaded") == len(cuts) + 1
-        look.teardown()
 
 
 # -- for a while, under load -------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import pytest
 
 import kubetorch_jupyter as kt
 from tests.cells import Cells
+from tests.places import Place
 from tests.promises import promise
 
 LIMIT = "300Mi"
@@ -212,18 +213,18 @@ async def flaky_async(flag, how, deaths):
 
 @pytest.mark.parametrize("name", ["flaky", "flaky_async"])
 @pytest.mark.parametrize("how", ["exit", "segfault"])
-def test_retries(tmp_path: Path, name: str, how: str) -> None:
+def test_retries(place: Place, name: str, how: str) -> None:
     cells = cells_with(FLAKY)
     with kt.fn(cells[name], name="flaky").to(kt.Compute(), stream_logs=False) as flaky:
-        assert flaky.options(retries=3)(str(tmp_path / "a"), how, 2) == 3
-        assert asyncio.run(flaky.options(retries=3)(str(tmp_path / "b"), how, 2, async_=True)) == 3
-        assert flaky.options(retries=3).spawn(str(tmp_path / "c"), how, 2).result(timeout=20) == 3
+        assert flaky.options(retries=3)(place.path("a"), how, 2) == 3
+        assert asyncio.run(flaky.options(retries=3)(place.path("b"), how, 2, async_=True)) == 3
+        assert flaky.options(retries=3).spawn(place.path("c"), how, 2).result(timeout=20) == 3
         with pytest.raises(kt.WorkerDiedError):
-            flaky.options(retries=1)(str(tmp_path / "d"), how, 2)
-        assert (tmp_path / "d").read_text() == "xx"
+            flaky.options(retries=1)(place.path("d"), how, 2)
+        assert place.read(flaky.service_name, place.path("d")) == "xx"
         with pytest.raises(kt.WorkerDiedError):
-            flaky(str(tmp_path / "e"), how, 1)
-        assert (tmp_path / "e").read_text() == "x"
+            flaky(place.path("e"), how, 1)
+        assert place.read(flaky.service_name, place.path("e")) == "x"
 
 
 # -- in __init__ -------------------------------------------------------------------------------------------------------
@@ -271,14 +272,18 @@ def test_death_in_init_at_the_first_deploy(tmp_path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", WAYS)
-def test_death_in_init_again_and_again(tmp_path: Path, how: str) -> None:
+def test_death_in_init_again_and_again(place: Place, how: str) -> None:
     cells = cells_with(MODEL)
-    flag, starts = tmp_path / "flag", tmp_path / "flag.log"
+    flag = place.path("flag")
     compute = kt.Compute(memory_limit=LIMIT)
-    init_args = {"flag": str(flag), "how": how}
+    init_args = {"flag": flag, "how": how}
     with kt.cls(cells["Model"], name="model").to(compute, init_args=init_args, stream_logs=False) as model:
+
+        def starts() -> int:
+            return len(place.read(model.service_name, f"{flag}.log").splitlines())
+
         assert [model.add() for _ in range(3)] == [1, 2, 3]
-        flag.touch()
+        place.touch(model.service_name, flag)
         check(timed(how, lambda: model.die("exit"))[0], "exit")
         slowest = 0.0
         until = time.monotonic() + 2
@@ -290,11 +295,11 @@ def test_death_in_init_again_and_again(tmp_path: Path, how: str) -> None:
             promise(f"calls hear that __init__ dies again ({how})", slowest, 1.0)
         assert asyncio.run(_raises(model.total(async_=True)))
         # Not in a busy loop: calls that wait hurry it a little, nobody waiting makes it slower and slower.
-        assert len(starts.read_text().splitlines()) < 20
-        before = len(starts.read_text().splitlines())
+        before = starts()
+        assert before < 20
         time.sleep(1)
-        assert len(starts.read_text().splitlines()) - before <= 2
-        flag.unlink()
+        assert starts() - before <= 2
+        place.unlink(model.service_name, flag)
         start = time.monotonic()
         assert model.add() == 1  # constructed anew
         promise("it works when the cause is gone", time.monotonic() - start, 1.0)
@@ -307,7 +312,7 @@ async def _raises(awaitable: Any) -> bool:
     return True
 
 
-def test_init_that_raises_after_a_death(tmp_path: Path) -> None:
+def test_init_that_raises_after_a_death(place: Place) -> None:
     cells = cells_with(
         """
         class Picky:
@@ -318,15 +323,15 @@ def test_init_that_raises_after_a_death(tmp_path: Path) -> None:
             def die(self): die("exit")
         """
     )
-    flag = tmp_path / "flag"
-    with kt.cls(cells["Picky"]).to(kt.Compute(), init_args={"flag": str(flag)}, stream_logs=False) as picky:
-        flag.touch()
+    flag = place.path("flag")
+    with kt.cls(cells["Picky"]).to(kt.Compute(), init_args={"flag": flag}, stream_logs=False) as picky:
+        place.touch(picky.service_name, flag)
         timed("exit", picky.die)
         error, took = timed("init", picky.get)
         assert isinstance(error, kt.StartupError)
         assert "not on a Monday" in str(error)
         promise("the new instance's error is said", took, 1.0)
-        flag.unlink()
+        place.unlink(picky.service_name, flag)
         assert picky.get() == 1
 
 

@@ -9,12 +9,12 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 
 from tests.conftest import KERNELS, NEWEST, _factory
-from tests.kernel.harness import Cell, Kernel, leftover_files, leftover_processes
+from tests.kernel.harness import Cell, Kernel
+from tests.places import Place
 from tests.promises import promise
 
 #: The functions say when they have begun, and leave the name of what ended them in the file that they are given.
@@ -128,11 +128,24 @@ class Slow:
 def deploy(*functions):
     return asyncio.gather(*[kt.fn(f).to_async(kt.Compute()) for f in functions])
 '''
-DEPLOY = """
-names = "sleeping awaiting in_c long_in_c in_c_with_the_lock sleeping_items awaiting_items in_c_items echo".split()
-here = dict(globals())
-for name, handle in zip(names, await deploy(*[here[name] for name in names])):
+#: Those that are called.
+NAMES = (
+    "sleeping",
+    "awaiting",
+    "in_c",
+    "long_in_c",
+    "in_c_with_the_lock",
+    "sleeping_items",
+    "awaiting_items",
+    "in_c_items",
+    "echo",
+)
+DEPLOY = f"""
+for name, handle in zip({NAMES}, await deploy({", ".join(NAMES)})):
     globals()["remote_" + name] = handle
+
+def service_of(name):
+    return globals()["remote_" + name].service
 """
 
 
@@ -188,12 +201,39 @@ def stop(kernel: Kernel, code: str, waits_for: str, what: str) -> Cell:
     return stop_each([kernel], [code], waits_for, what)[0]
 
 
-def wait_for_mark(path: Path, timeout: float) -> str:
-    deadline = time.monotonic() + timeout
-    while not (path.exists() and path.read_text()):
-        assert time.monotonic() < deadline, f"the remote side was not cancelled within {timeout} s ({path.name})"
-        time.sleep(0.01)
-    return path.read_text()
+class Marks:
+    """The files in which the functions leave what ended them.
+
+    Parameters
+    ----------
+    place
+        Where they are.
+    service
+        Whose: a place of which pods see all files doesn't ask.
+    """
+
+    def __init__(self, place: Place, service: str = "") -> None:
+        self._place = place
+        self._service = service
+
+    def path(self, name: str = "mark") -> str:
+        return self._place.path(name)
+
+    def read(self, path: str) -> str:
+        return self._place.read(self._service, path)
+
+    def wait(self, path: str, timeout: float) -> str:
+        deadline = time.monotonic() + timeout
+        while not (text := self.read(path)):
+            assert time.monotonic() < deadline, f"the remote side was not cancelled within {timeout} s ({path})"
+            time.sleep(0.01)
+        return text
+
+
+@pytest.fixture
+def marks(place: Place) -> Marks:
+    """Where the functions leave their marks."""
+    return Marks(place)
 
 
 WAYS = {
@@ -212,21 +252,21 @@ KINDS = {"sleeping": ("Cancelled", 2), "awaiting": ("CancelledError", 2), "in_c"
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_stop(stopped: list[Kernel], way: str, tmp_path: Path) -> None:
+def test_stop(stopped: list[Kernel], way: str, marks: Marks) -> None:
     """In each kernel; that the remote side can't be interrupted is the slowest case."""
-    check(stopped, way, "in_c", tmp_path)
+    check(stopped, way, "in_c", marks)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "in_c"])
 @pytest.mark.parametrize("way", WAYS)
-def test_stop_of_what_can_be_interrupted(newest: Kernel, way: str, kind: str, tmp_path: Path) -> None:
-    check([newest], way, kind, tmp_path)
+def test_stop_of_what_can_be_interrupted(newest: Kernel, way: str, kind: str, marks: Marks) -> None:
+    check([newest], way, kind, marks)
 
 
-def check(kernels: list[Kernel], way: str, kind: str, tmp_path: Path) -> None:
-    marks = [str(tmp_path / f"mark-{n}-") for n in range(len(kernels))]
+def check(kernels: list[Kernel], way: str, kind: str, marks: Marks) -> None:
+    paths = [marks.path(f"mark-{n}-") for n in range(len(kernels))]
     count = 3 if way in MANY else 1
-    codes = [WAYS[way].format(kind=kind, mark=mark) for mark in marks]
+    codes = [WAYS[way].format(kind=kind, mark=path) for path in paths]
     for cell in stop_each(kernels, codes, "go", f"{way}, {kind}", count):
         assert "stopped waiting" not in cell.stdout
     began = time.monotonic()
@@ -234,68 +274,68 @@ def check(kernels: list[Kernel], way: str, kind: str, tmp_path: Path) -> None:
     assert [cell.result for cell in again] == ["3"] * len(kernels)
     assert time.monotonic() - began < 2
     expected, within = KINDS[kind]
-    paths = [Path(f"{mark}{i}") for mark in marks for i in range(3)] if way in MANY else list(map(Path, marks))
-    assert [wait_for_mark(path, within) for path in paths] == [expected] * count * len(kernels)
+    paths = [f"{path}{i}" for path in paths for i in range(3)] if way in MANY else paths
+    assert [marks.wait(path, within) for path in paths] == [expected] * count * len(kernels)
     assert [cell.stdout for cell in again] == [""] * len(kernels)
 
 
-def states(kernel: Kernel, handle: str) -> list[str]:
-    text = kernel.run(f"[c['state'] for c in {handle}.service.calls() if not c.get('ended')]").result
+def states(kernel: Kernel, name: str) -> list[str]:
+    text = kernel.run(f"[c['state'] for c in service_of({name!r}).calls() if not c.get('ended')]").result
     assert text is not None
     return list(eval(text))
 
 
-def test_a_call_that_cannot_be_interrupted_is_listed_as_cancelling(newest: Kernel, tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    stop(newest, f"remote_long_in_c({str(mark)!r})", "go", "a call in C")
-    assert states(newest, "remote_long_in_c") == ["cancelling"]
+def test_a_call_that_cannot_be_interrupted_is_listed_as_cancelling(newest: Kernel, marks: Marks) -> None:
+    mark = marks.path()
+    stop(newest, f"remote_long_in_c({mark!r})", "go", "a call in C")
+    assert states(newest, "long_in_c") == ["cancelling"]
     # The same service answers meanwhile.
     assert newest.run("other = remote_long_in_c.spawn('/dev/null')\nother.id\nother.status").result == "'running'"
     newest.run("other.cancel()")
-    assert wait_for_mark(mark, 5) == "Cancelled"
+    assert marks.wait(mark, 5) == "Cancelled"
     deadline = time.monotonic() + 2
-    while states(newest, "remote_long_in_c"):
+    while states(newest, "long_in_c"):
         assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize(
     "call", ["remote_in_c_with_the_lock({!r})", "await remote_in_c_with_the_lock({!r}, async_=True)"]
 )
-def test_a_call_that_holds_the_interpreter_lock(newest: Kernel, call: str, tmp_path: Path) -> None:
-    mark = tmp_path / "mark"
-    stop(newest, call.format(str(mark)), "go", "a call in C that holds the lock")
-    assert wait_for_mark(mark, 5) == "Cancelled"
+def test_a_call_that_holds_the_interpreter_lock(newest: Kernel, call: str, marks: Marks) -> None:
+    mark = marks.path()
+    stop(newest, call.format(mark), "go", "a call in C that holds the lock")
+    assert marks.wait(mark, 5) == "Cancelled"
 
 
-def test_twice_in_a_row(stopped: list[Kernel], tmp_path: Path) -> None:
+def test_twice_in_a_row(stopped: list[Kernel], marks: Marks) -> None:
     """The second Stop finds no state of the first."""
     for n in range(2):
-        marks = [tmp_path / f"mark-{n}-{k}" for k in range(len(stopped))]
-        codes = [f"await remote_awaiting({str(mark)!r}, async_=True)" for mark in marks]
+        paths = [marks.path(f"mark-{n}-{k}") for k in range(len(stopped))]
+        codes = [f"await remote_awaiting({path!r}, async_=True)" for path in paths]
         stop_each(stopped, codes, "go", f"await, time {n + 1}")
-        for mark in marks:
-            assert wait_for_mark(mark, 2) == "CancelledError"
+        for mark in paths:
+            assert marks.wait(mark, 2) == "CancelledError"
 
 
-def test_waiting_for_a_spawned_call_does_not_cancel_it(newest: Kernel, tmp_path: Path) -> None:
+def test_waiting_for_a_spawned_call_does_not_cancel_it(newest: Kernel, marks: Marks) -> None:
     for number, wait in enumerate(("call.result()", "await call")):
-        mark = tmp_path / f"mark{number}"
-        began = newest.run(f"call = remote_awaiting.spawn({str(mark)!r})").wait_text("go")
+        mark = marks.path(f"mark{number}")
+        began = newest.run(f"call = remote_awaiting.spawn({mark!r})").wait_text("go")
         assert began.stdout.startswith("go")
         stop(newest, f"print('wait', flush=True)\n{wait}", "wait", wait)
-        assert not mark.exists()
+        assert not marks.read(mark)
         assert newest.run("call.status").result == "'running'"
         assert newest.run("call.cancel()").result == "True"
-        assert wait_for_mark(mark, 2) == "CancelledError"
+        assert marks.wait(mark, 2) == "CancelledError"
 
 
-def test_stop_at_any_moment(newest: Kernel, tmp_path: Path) -> None:
+def test_stop_at_any_moment(newest: Kernel, marks: Marks) -> None:
     """While the call is made, sent, begun: the cell ends, and the next one works."""
     random_ = random.Random(7)
     calls = ["remote_sleeping({!r})", "await remote_awaiting({!r}, async_=True)", "list(remote_sleeping.map([{!r}]))"]
     slowest = 0.0
     for n in range(24):
-        cell = newest.begin(calls[n % len(calls)].format(str(tmp_path / f"mark{n}")))
+        cell = newest.begin(calls[n % len(calls)].format(marks.path(f"mark{n}")))
         cell.wait_for(lambda cell=cell: cell.started, 10, "begin")
         time.sleep(random_.uniform(0, 0.02))
         pressed = time.monotonic()
@@ -306,9 +346,9 @@ def test_stop_at_any_moment(newest: Kernel, tmp_path: Path) -> None:
         slowest = max(slowest, cell.replied - pressed)
         assert newest.run("remote_echo(1)").result == "1"
     promise("control back at any moment", slowest, 0.5)
-    for handle in ("remote_sleeping", "remote_awaiting"):
+    for name in ("sleeping", "awaiting"):
         deadline = time.monotonic() + 2
-        while states(newest, handle):
+        while states(newest, name):
             assert time.monotonic() < deadline, "a call that was stopped runs on"
 
 
@@ -320,9 +360,9 @@ def test_stop_at_any_moment(newest: Kernel, tmp_path: Path) -> None:
         "asyncio.run(kt.cls(Slow).to_async(kt.Compute()))",
     ],
 )
-def test_stop_while_deploying(stopped: list[Kernel], code: str) -> None:
+def test_stop_while_deploying(stopped: list[Kernel], code: str, place: Place) -> None:
     """Nothing is left of a first deploy, and what was deployed before goes on."""
-    before = [sorted(p.pid for p in leftover_processes(kernel.runtime_dir)) for kernel in stopped]
+    before = [place.running(kernel) for kernel in stopped]
     codes = [code] * len(stopped)
     stop_each(stopped, codes, "go", code)
     # At once, while the first one is still being removed.
@@ -330,12 +370,11 @@ def test_stop_while_deploying(stopped: list[Kernel], code: str) -> None:
     assert [cell.result for cell in run_each(stopped, "slow.hello()")] == ["'hello'"] * len(stopped)
     run_each(stopped, "slow.service.teardown()")
     stop_each(stopped, codes, "go", code)
-    deadline = time.monotonic() + 3
-    for kernel, pids in zip(stopped, before, strict=True):
+    deadline = time.monotonic() + place.patience
+    for kernel, ran in zip(stopped, before, strict=True):
         while kernel.run("[s.name for s in kt.services() if 'slow' in s.name]").result != "[]":
             assert time.monotonic() < deadline, "the deploy that was stopped is still listed"
-        while sorted(p.pid for p in leftover_processes(kernel.runtime_dir)) != pids:
-            assert time.monotonic() < deadline, "processes of the deploy that was stopped still run"
+        while (runs := place.running(kernel)) != ran:
+            assert time.monotonic() < deadline, f"of the deploy that was stopped there are still {set(runs) - set(ran)}"
             time.sleep(0.05)
-        assert not [f for f in leftover_files(kernel.runtime_dir) if "slow" in f]
     assert [cell.result for cell in run_each(stopped, "remote_echo(1)")] == ["1"] * len(stopped)

@@ -40,7 +40,7 @@ ENDS = [
     End("oom", "oom", "ran out of memory (limit 128Mi, request 64Mi; kt.Compute(memory", "worker", oom_killed=True),
     End("exit-3", "crash", 'its container "front" ended with exit code 3: the front gives up', "front"),
     End("killed", "crash", 'its container "front" was ended by SIGKILL (exit code 137)', "front"),
-    End("ttl", "ended", "ended by itself (exit code 0)", error=PodLostError),
+    End("ttl", "ended", "ended by itself (exit code 0)", "front", error=PodLostError),
 ]
 
 
@@ -132,3 +132,34 @@ def test_a_lost_node_is_told_by_events_where_the_pod_is_gone() -> None:
     ]
     found = death(None, events, name="a-0-x")
     assert (found.kind, found.reason) == ("node", "its node isn't ready any more")
+
+
+def test_the_front_ends_the_pod_when_it_ends_by_itself() -> None:
+    """The other container needs a moment more, and what another one does is no end."""
+    ended, running = recorded("died-ttl"), recorded("running")
+    front, worker = running["pods"][0]["status"]["containerStatuses"]
+    assert (front["name"], worker["name"]) == ("front", "worker")
+    last = ended["pods"][0]["status"]["containerStatuses"][0]["state"]
+    front["state"] = last
+    assert death(running["pods"][0], []).kind == "ended"
+    front["state"], worker["state"] = worker["state"], last
+    assert death(running["pods"][0], []).kind == ""
+
+
+def test_a_lost_node_that_has_come_back() -> None:
+    seen = recorded("running")
+    pod = seen["pods"][0]
+    said = {
+        "involvedObject": {"name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"]},
+        "reason": "NodeNotReady",
+        "message": "Node is not ready",
+        "lastTimestamp": api_time(seen["at"]),
+    }
+    ready = next(known for known in pod["status"]["conditions"] if known["type"] == "Ready")
+    ready.update(status="False", lastTransitionTime=api_time(seen["at"]))
+    assert death(pod, [said]).reason == "its node node isn't ready any more"
+    ready.update(status="True", lastTransitionTime=api_time(seen["at"] + 60))
+    assert death(pod, [said]).kind == ""
+    # Not ready for another reason, later.
+    ready.update(status="False", lastTransitionTime=api_time(seen["at"] + 90))
+    assert death(pod, [said]).kind == ""

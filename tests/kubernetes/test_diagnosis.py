@@ -24,6 +24,12 @@ SCHEDULING, IMAGE, STARTING = Phase.SCHEDULING, Phase.IMAGE, Phase.STARTING
 def test_a_pod_that_runs_is_connected_to() -> None:
     seen = diagnosed("running")
     assert (seen.phase, seen.detail, seen.running, seen.weight) == (Phase.CONNECTING, "", 1, 0)
+    assert [diagnosed(name).state for name in ("running", "image-pulling", "gated", "no-python")] == [
+        "running",
+        "starting",
+        "pending",
+        "failed",
+    ]
 
 
 def test_an_image_on_its_way_is_named() -> None:
@@ -34,7 +40,7 @@ def test_an_image_on_its_way_is_named() -> None:
 def test_nothing_is_there_yet() -> None:
     seen = diagnose(Facts("train"), None, [], [], now=0.0)
     assert (seen.phase, seen.weight) == (SCHEDULING, 0)
-    error = expired(Facts("train"), seen, 900)
+    error = expired(seen, 900)
     assert type(error) is ServiceTimeoutError
     assert isinstance(error, TimeoutError)
     assert "900 s (launch_timeout)" in str(error)
@@ -50,6 +56,9 @@ def test_a_job_that_its_deployer_has_not_released_has_no_reason() -> None:
     job["metadata"]["labels"] = {}
     seen = diagnosed("queue", job=job)
     assert (seen.phase, seen.detail, seen.curable) == (SCHEDULING, "", None)
+    later = diagnosed("queue", job=job, at=recorded("queue")["at"] + 60)
+    assert later.kind == "suspended"
+    assert not later.room
 
 
 def test_kueues_own_words() -> None:
@@ -103,7 +112,7 @@ def test_a_mount_that_has_come_right_is_forgotten() -> None:
 def test_a_quota_that_the_last_revision_holds_is_waited_for() -> None:
     seen = diagnosed("quota-alone", Facts("train", quota_held=True))
     assert seen.error is None
-    assert "last revision gives back" in str(expired(Facts("train"), seen, 3))
+    assert "last revision gives back" in str(expired(seen, 3))
     # It isn't the cluster that has no room.
     assert not seen.room
 
@@ -255,7 +264,7 @@ def test_a_pod_that_goes_away_is_waited_for_until_another_one_is_there() -> None
 def test_a_pod_that_its_node_refused() -> None:
     seen = diagnosed("node-rejects")
     assert (seen.kind, seen.reason, seen.error) == ("node", "OutOfnvidia.com/gpu", None)
-    assert "requested: 9" in str(expired(Facts("train"), seen, 1))
+    assert "requested: 9" in str(expired(seen, 1))
 
 
 def test_more_disk_than_was_asked_for_is_not_waited_for() -> None:
@@ -305,3 +314,78 @@ def test_events_of_others_are_left_out() -> None:
     others = recorded("image-not-found")["events"]
     seen = diagnosed("running", events=others)
     assert (seen.phase, list(seen.events)) == (Phase.CONNECTING, [])
+
+
+def test_a_container_of_the_users_own_may_end() -> None:
+    seen = recorded("running")
+    done = {"name": "sidecar", "state": {"terminated": {"exitCode": 0, "reason": "Completed"}}}
+    seen["pods"][0]["status"]["containerStatuses"].append(done)
+    assert diagnosed("running", pods=seen["pods"]).phase is Phase.CONNECTING
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (
+            "CreateContainerError",
+            'failed to reserve container name "front_a": name "front_a" is reserved for "1a2b"',
+        ),
+        ("CreateContainerError", "context deadline exceeded"),
+        ("RunContainerError", "failed to create containerd task: context deadline exceeded: unknown"),
+        ("CreateContainerConfigError", "failed to sync secret cache: timed out waiting for the condition"),
+    ],
+)
+def test_a_slow_node_is_waited_for(reason: str, words: str) -> None:
+    seen = recorded("run-as-root")
+    for status in seen["pods"][0]["status"]["containerStatuses"]:
+        status["state"] = {"waiting": {"reason": reason, "message": words}}
+    slow = diagnosed("run-as-root", pods=seen["pods"])
+    assert (slow.phase, slow.reason, slow.error) == (Phase.STARTING, reason, None)
+    assert slow.curable
+
+
+@pytest.mark.parametrize(
+    ("words", "fatal"),
+    [
+        ("nvidia-container-cli: initialization error: load library failed: libnvidia-ml.so.1", True),
+        ("failed to create containerd task: context deadline exceeded", False),
+    ],
+)
+def test_other_errors_of_a_start(words: str, fatal: bool) -> None:
+    seen = recorded("no-shell-backoff")
+    text = json.dumps(seen["pods"])
+    before = seen["pods"][0]["status"]["containerStatuses"][0]["lastState"]["terminated"]["message"]
+    seen["pods"] = json.loads(text.replace(json.dumps(before), json.dumps(words)))
+    found = diagnosed("no-shell-backoff", pods=seen["pods"])
+    assert (found.kind, found.error is not None) == ("container", fatal)
+    assert words in str(found.error or found.curable)
+
+
+def test_what_a_claim_waits_for_is_told() -> None:
+    seen = recorded("claim-unbound")
+    claim = {"kind": "PersistentVolumeClaim", "name": "data"}
+    words = 'storageclass.storage.k8s.io "nosuch" not found'
+    said = {"involvedObject": claim, "reason": "ProvisioningFailed", "message": words}
+    other = {"involvedObject": {**claim, "name": "other"}, "reason": "ProvisioningFailed", "message": "no"}
+    assert diagnosed("claim-unbound", events=[*seen["events"], said, other]).detail.endswith(f"; {words}")
+
+
+def test_pods_that_make_room_are_told_of() -> None:
+    pods = recorded("unschedulable-gpu")["pods"]
+    pods[0]["status"]["nominatedNodeName"] = "node-7"
+    assert "making room on node node-7" in diagnosed("unschedulable-gpu", pods=pods).detail
+
+
+def test_a_network_that_is_not_there_yet_is_waited_for() -> None:
+    seen = recorded("secret-missing-volume")
+    pod = seen["pods"][0]["metadata"]
+    said = {
+        "involvedObject": {"kind": "Pod", "name": pod["name"], "uid": pod["uid"]},
+        "reason": "FailedCreatePodSandBox",
+        "message": 'Failed to create pod sandbox: plugin type="calico" failed (add): connection is unauthorized',
+        "lastTimestamp": "2099-01-01T00:00:00Z",
+        "count": 5,
+    }
+    found = diagnosed("secret-missing-volume", events=[said])
+    assert (found.kind, found.error) == ("sandbox", None)
+    assert "waits for its network" in str(found.curable)

@@ -147,6 +147,7 @@ CASES = [
         "image will run as root",
     ),
     Case("no-shell", STARTING, "command", PodContainerError, True, ["has no /bin/nothing"], "has no /bin/nothing"),
+    Case("no-shell-backoff", STARTING, "command", PodContainerError, True, ["has no /bin/nothing"], "/bin/nothing"),
     Case(
         "oom-start",
         STARTING,
@@ -193,6 +194,15 @@ CASES = [
         ['violates PodSecurity "restricted', "pod-security.kubernetes.io/enforce=restricted"],
         "violates PodSecurity",
     ),
+    Case(
+        "admission-policy",
+        SCHEDULING,
+        "policy",
+        PodContainerError,
+        True,
+        ['a policy of this cluster, "team.example.com": pods need the label cost-centre'],
+        "pods need the label cost-centre",
+    ),
     Case("account-missing", SCHEDULING, "account", PodContainerError, True, ['account "nobody"', "_name="], "nobody"),
     Case("priority-missing", SCHEDULING, "priority", PodContainerError, True, ['"golden"', "_class_name="], "golden"),
     Case("runtime-class-missing", SCHEDULING, "create", PodContainerError, True, ['RuntimeClass "nosuch"'], "nosuch"),
@@ -215,7 +225,7 @@ def test_recorded(case: Case) -> None:
     else:
         assert seen.error is None
         assert seen.curable
-        error = expired(Facts("train", "team-a"), seen, 2)
+        error = expired(seen, 2)
         assert "2 s" in str(error)
     assert type(error) is case.error
     for words in ('service "train"', *case.says):

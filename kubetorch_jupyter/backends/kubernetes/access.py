@@ -16,6 +16,7 @@ from ...transport.websocket import POD_HEADER
 from .client import Cluster
 from .failures import rule, status_of
 from .names import index_of
+from .portforward import forward
 
 __all__ = ["PORT", "endpoint", "probe"]
 
@@ -36,7 +37,7 @@ async def endpoint(
     service: str,
     pod: Mapping[str, Any],
     token: str,
-    gone: Callable[[], PodLostError | None] | None = None,
+    gone: Callable[[bool], PodLostError | None] | None = None,
     note: Callable[[str], None] | None = None,
 ) -> Endpoint:
     """Where that pod's front can be reached from here; nobody need listen there yet.
@@ -87,7 +88,9 @@ async def endpoint(
         if not allowed and namespace not in ways and note is not None:
             note("the API server's proxy is forbidden to you, so the connection goes by a port-forward")
         ways[namespace] = allowed
-    return proxied
+    if ways[namespace]:
+        return proxied
+    return await forward(cluster, namespace, service, pod, PORT, token, gone, proxied.proxy)
 
 
 def _proxy(cluster: Cluster) -> str | None:

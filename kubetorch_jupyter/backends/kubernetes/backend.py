@@ -13,7 +13,6 @@ from importlib import metadata
 
 from ...compute import Compute
 from ...config import config
-from ...progress import Phase
 from ...transport.portal import Portal, get_portal
 from ..base import Event, Progress, Revision, ServiceInfo, ServiceSpec
 from . import manifests, names
@@ -185,7 +184,7 @@ class KubernetesBackend:
 
     async def _info(self, space: Space, revisions: Sequence[tuple[ServiceFields, Raw]]) -> ServiceInfo:
         """The newest revision that has pods; while a new one comes up, the old one is the service."""
-        for fields, job in revisions:
+        for fields, job in sorted(revisions, key=lambda revision: not revision[0].loaded):
             token = await space.token(job)
             endpoints = await space.endpoints(job, token) if token is not None else ()
             if endpoints:
@@ -196,16 +195,10 @@ class KubernetesBackend:
         pods = space.pods(fields.name, fields.revision)
         facts = Facts(fields.name, fields.namespace, fields.replicas)
         found = diagnose(facts, job, pods, space.cache.events(fields.name), now=time.time())
-        if found.error is not None:
-            state = "failed"
-        elif found.phase is Phase.CONNECTING:
-            state = "running"
-        else:
-            state = "pending" if found.curable is not None else "starting"
         return ServiceInfo(
             name=fields.name,
             backend=self.name,
-            state=state,
+            state=found.state,
             created=fields.created,
             owner=fields.owner,
             resources={**fields.resources, **({"replicas": fields.replicas} if fields.replicas > 1 else {})},
@@ -259,14 +252,8 @@ def _why_another(space: Space, fields: ServiceFields, plan: manifests.Plan) -> s
         return "the last one was never released" if time.time() - fields.created > _ABANDONED else None
     if fields.spec != plan.spec:
         return "what it asks for has changed"
-    pods = space.pods(fields.name, fields.revision)
-    gone = [error for pod in pods if (error := space.lost(str(pod["metadata"]["name"]), fields.name)) is not None]
     # The Job makes another pod in its place, but only after a while; and what others hold must not be lost for one.
-    if gone and len(gone) == len(pods):
-        return gone[0].reason or "the last one has ended"
-    if not pods and fields.replicas == 1 and time.time() - fields.created > _ABANDONED:
-        return "the last one is gone"
-    return None
+    return space.all_lost(fields)
 
 
 def _event(raw: Raw) -> Event:

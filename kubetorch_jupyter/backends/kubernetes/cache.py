@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -233,7 +234,7 @@ class NamespaceCache:
                 return True
             refused = self.error
             if isinstance(refused, KubernetesCredentialsError):
-                raise refused
+                raise copy.copy(refused)
             if self._closed:
                 raise Portal.ended()
             waiter: asyncio.Future[None] = self._loop.create_future()
@@ -316,7 +317,7 @@ def _claims(pod: Mapping[str, Any]) -> set[str]:
 
 
 def _time(event: Mapping[str, Any]) -> str:
-    # RFC 3339 in UTC sorts as text. Those with microseconds, the scheduler's, come first of one second.
+    # RFC 3339 in UTC sorts as text. Of one second, those with microseconds come first: the scheduler's.
     series = event.get("series") or {}
     metadata = event.get("metadata") or {}
     return str(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import logging
 import random
 from collections import OrderedDict
@@ -82,6 +83,8 @@ class Mirror:
         self._version = ""
         #: Who waits for the first list, or for why there is none.
         self._first: asyncio.Future[None] | None = None
+        #: Set when somebody wants to know now, and not after the pause.
+        self._wanted = asyncio.Event()
 
     def start(self) -> None:
         """Begin, if it hasn't."""
@@ -102,8 +105,9 @@ class Mirror:
             self._first.exception()  # perhaps nobody waits
 
     async def listed(self) -> None:
-        """Wait for the first list, or raise why there is none."""
+        """Wait for the first list, or raise why there is none; after a failure that means another try, at once."""
         self.start()
+        self._wanted.set()
         assert self._first is not None
         await asyncio.shield(self._first)
 
@@ -113,6 +117,7 @@ class Mirror:
         pause = first
         while True:
             began = loop.time()
+            self._wanted.clear()
             try:
                 if not self._version:
                     await self._list()
@@ -136,8 +141,15 @@ class Mirror:
             elif loop.time() - began > _HEALTHY and self.error is None:
                 pause = first
                 continue
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            await self._pause(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, longest)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
+        except TimeoutError:
+            pass  # nobody wanted to know
 
     def _lost(self, error: KubetorchError | None) -> None:
         was, self.in_sync = self.in_sync or self.error is None, False
@@ -148,7 +160,7 @@ class Mirror:
             self._owner.on_state()
 
     def _give_up(self, first: asyncio.Future[None], error: KubetorchError) -> None:
-        first.set_exception(error)
+        first.set_exception(copy.copy(error))  # an exception gathers its raisers' tracebacks
         first.exception()  # perhaps nobody waits
         self._first = asyncio.get_running_loop().create_future()  # who asks next gets the next try's
 

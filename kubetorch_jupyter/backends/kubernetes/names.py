@@ -20,6 +20,7 @@ __all__ = [
     "INDEX",
     "LABELS",
     "LIB_PATH",
+    "LOADED",
     "MANAGED_BY",
     "MANAGER",
     "NAME",
@@ -86,7 +87,9 @@ RESOURCES = "kubetorch.dev/resources"
 TTL = "kubetorch.dev/ttl"
 #: Unix time.
 CREATED = "kubetorch.dev/created"
-ANNOTATIONS = (OWNER, SPEC, RESOURCES, TTL, CREATED)
+#: Its pods have had their code: from then on the revision is the service.
+LOADED = "kubetorch.dev/loaded"
+ANNOTATIONS = (OWNER, SPEC, RESOURCES, TTL, CREATED, LOADED)
 
 # The pod
 
@@ -108,6 +111,8 @@ USER_SECRETS_PATH = "/kubetorch/secrets"
 
 #: An RFC 1123 label, and a label's value.
 _LABEL = 63
+#: What a user's name takes of a service's at most.
+_PREFIX = 30
 #: An object's name where it may have dots: an RFC 1123 subdomain.
 _SUBDOMAIN = 253
 #: What a hash adds to a name that is cut: "-" and eight digits.
@@ -159,7 +164,8 @@ def full_name(name: str, username: str) -> str:
     >>> full_name("train", "alice"), full_name("alice-train", "alice"), full_name("train", "Bob B.")
     ('alice-train', 'alice-train', 'bob-b-train')
     """
-    prefix = re.sub(r"[^a-z0-9]+", "-", username.lower()).strip("-")
+    # Never so long that it would be cut with the name: the result must be known by it.
+    prefix = cut(re.sub(r"[^a-z0-9]+", "-", username.lower()).strip("-"), _PREFIX)
     if not prefix or name == prefix or name.startswith(f"{prefix}-"):
         return cut(name, _LABEL)
     return cut(f"{prefix}-{name}", _LABEL)
@@ -246,7 +252,7 @@ def labels(service: str, revision: str, owner: Mapping[str, Any], version: str) 
         NAME: service,
         SERVICE: service,
         REVISION: revision,
-        OWNER: label_value(owner.get("user") or "unknown"),
+        OWNER: label_value(owner.get("user") or "") or "unknown",
         NOTEBOOK: label_value(owner.get("notebook") or ""),
         VERSION: label_value(version),
     }

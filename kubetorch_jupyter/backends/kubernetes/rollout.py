@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from pod_server.wire import Buffer
 from ...errors import KubetorchError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
-from ...transport.session import get_session
+from ...transport.sharing import get_session
 from ..base import Progress
 from . import manifests, names
 from .bundle import Bundle
@@ -151,12 +150,12 @@ class Rollout:
                 "a lost one gets it from a notebook that has it, or not at all"
             )
         encoded = base64.b64encode(code).decode("ascii")
-        await space.patch(Kind.SECRET, plan.job_name, {"data": {"code": encoded}})
-        if self.new:
-            selector = {names.SERVICE: plan.service, names.REVISION: plan.revision}
-            await space.patch(Kind.SERVICE, names.headless_name(plan.service), {"spec": {"selector": selector}})
-        else:
-            await space.patch(Kind.JOB, plan.job_name, {"metadata": {"annotations": _asks(plan)}})
+        selector = {names.SERVICE: plan.service, names.REVISION: plan.revision}
+        await asyncio.gather(
+            space.patch(Kind.SECRET, plan.job_name, {"data": {"code": encoded}}),
+            space.patch(Kind.SERVICE, names.headless_name(plan.service), {"spec": {"selector": selector}}),
+            space.patch(Kind.JOB, plan.job_name, {"metadata": {"annotations": manifests.kept(plan)}}),
+        )
         for job in self._old:
             space.own(self._retire(job))
 
@@ -181,36 +180,29 @@ class Rollout:
     async def _drain(self, job: Raw, limit: float, *, tell: bool = False) -> None:
         """Wait until no call runs in a revision's pods."""
         deadline = time.monotonic() + limit
+        quiet = 0
         while time.monotonic() < deadline:
             running = await self._calls(job)
-            if not running:
+            quiet = 0 if running else quiet + 1
+            # Seen twice: what was on its way when the clients heard that they should go elsewhere has come by then.
+            if quiet == 2:
                 return
             if tell:
                 self._progress(Phase.SCHEDULING, f"{running} calls still run in the pod that makes room")
             await asyncio.sleep(_LOOK)
 
     async def _calls(self, job: Raw) -> int:
-        """How many calls run in a revision's pods; those that can't be asked have none."""
+        """How many calls run in a revision's pods, which send the next elsewhere; 0 for those that don't answer."""
         token = await self._space.token(job)
         if token is None:
             return 0
-        return sum(await asyncio.gather(*map(_calls_of, await self._space.endpoints(job, token))))
+        return sum(await asyncio.gather(*map(_drain, await self._space.endpoints(job, token))))
 
 
-async def _calls_of(endpoint: Endpoint) -> int:
+async def _drain(endpoint: Endpoint) -> int:
     try:
         async with asyncio.timeout(_ANSWER):
             session = await get_session(endpoint)
-            return int((await session.request("status"))["calls"])
+            return int((await session.request("drain"))["calls"])
     except (KubetorchError, OSError):
         return 0
-
-
-def _asks(plan: manifests.Plan) -> dict[str, Any]:
-    """The annotations that a redeploy to the same pods changes; None removes one."""
-    ttl = plan.compute.ttl_seconds
-    return {
-        names.OWNER: json.dumps(dict(plan.owner), sort_keys=True, default=str),
-        names.RESOURCES: json.dumps(plan.compute.resources(), sort_keys=True),
-        names.TTL: f"{ttl:.15g}" if ttl is not None else None,
-    }

@@ -265,15 +265,13 @@ def _check_apart(found: Sequence[SecretSource]) -> None:
     """No two secrets may want the same name, variable or file."""
     whose: dict[tuple[str, str], str] = {}
     for source in found:
-        wanted = [("name", source.name), *(("variable", v) for v in source.env), *(("file", p) for p in source.files)]
-        for kind, what in wanted:
-            other = whose.setdefault((kind, what), source.name)
-            if (kind, what) == ("name", source.name) and found.index(source) != next(
-                i for i, s in enumerate(found) if s.name == source.name
-            ):
-                raise ConfigError(f'Compute: secrets: there are two secrets called "{source.name}": give one a name=')
+        if ("name", source.name) in whose:
+            raise ConfigError(f'Compute: secrets: there are two secrets called "{source.name}": give one another name=')
+        whose["name", source.name] = source.name
+        for place in [("variable", variable) for variable in source.env] + [("file", path) for path in source.files]:
+            other = whose.setdefault(place, source.name)
             if other != source.name:
                 raise ConfigError(
-                    f'Compute: secrets: "{other}" and "{source.name}" are both to be the {kind} {what} of the pod: '
-                    "leave one out"
+                    f'Compute: secrets: "{other}" and "{source.name}" are both to be the {place[0]} {place[1]} of the '
+                    "pod: leave one out"
                 )

@@ -200,13 +200,30 @@ class Space:
         """The pods of one revision."""
         return [pod for pod in self.cache.pods(service) if _revision(pod) == revision]
 
-    def lost(self, pod: str, service: str) -> PodLostError | None:
-        """Why a pod has ended, by the watches' last word; None while it may live."""
-        reason = self.cache.gone(pod)
-        if reason is None:
+    def lost(self, pod: str, service: str, ended: bool = False) -> PodLostError | None:
+        """Why a pod has ended, by the watches' last word; None while it may live.
+
+        Parameters
+        ----------
+        pod, service
+            Names.
+        ended
+            It has said so itself: then what has been decided about it is the reason.
+        """
+        reason, last = self.cache.gone(pod), self.cache.pod(pod)
+        if reason is None and not (ended and last is not None and _is_leaving(last)):
             return None
-        found = death(self.cache.pod(pod), self.cache.events(service), name=pod)
+        found = death(last, self.cache.events(service), name=pod)
         return found.error(service) if found.kind else PodLostError(service=service, reason=reason)
+
+    def all_lost(self, fields: ServiceFields) -> str | None:
+        """Why a revision that had its code has no pod that lives or comes up; None when it has."""
+        pods = self.pods(fields.name, fields.revision)
+        errors = [self.lost(str(pod["metadata"]["name"]), fields.name, ended=True) for pod in pods]
+        reasons = [error.reason or "it is gone" for error in errors if error is not None]
+        if len(reasons) < len(pods) or not (pods or fields.loaded):
+            return None
+        return reasons[0] if reasons else "its pod is gone"
 
     # -- pods ----------------------------------------------------------------------------------------------------------
 
@@ -214,13 +231,19 @@ class Space:
         """Whether its front may be listening: it has an address and isn't on its way out."""
         meta = pod["metadata"]
         has_address = bool((pod.get("status") or {}).get("podIP"))
-        return has_address and not meta.get("deletionTimestamp") and self.cache.gone(str(meta["name"])) is None
+        return has_address and not _is_leaving(pod) and self.cache.gone(str(meta["name"])) is None
 
     async def endpoint(self, service: str, pod: Raw, token: str, note: Callable[[str], None] | None = None) -> Endpoint:
         """Where a pod can be reached."""
         name = str(pod["metadata"]["name"])
         return await access.endpoint(
-            self.cluster, self.namespace, service, pod, token, gone=lambda: self.lost(name, service), note=note
+            self.cluster,
+            self.namespace,
+            service,
+            pod,
+            token,
+            gone=lambda ended: self.lost(name, service, ended),
+            note=note,
         )
 
     async def endpoints(self, job: Raw, token: str) -> tuple[Endpoint, ...]:
@@ -229,6 +252,10 @@ class Space:
         living = [pod for pod in self.pods(service, _revision(job)) if self.may_answer(pod)]
         ranked = sorted(living, key=names.index_of)
         return tuple(await asyncio.gather(*(self.endpoint(service, pod, token) for pod in ranked)))
+
+
+def _is_leaving(pod: Raw) -> bool:
+    return bool(pod["metadata"].get("deletionTimestamp"))
 
 
 def _revision(obj: Raw) -> str:

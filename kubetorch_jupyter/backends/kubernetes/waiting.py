@@ -53,7 +53,7 @@ class Waiting:
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._room_since: float | None = None
         #: What was found last, for who gives up.
-        self._last = Diagnosis(Phase.SCHEDULING)
+        self._last = Diagnosis(Phase.SCHEDULING, service=plan.service)
 
     def facts(self) -> Facts:
         """What a diagnosis starts from."""
@@ -64,7 +64,7 @@ class Waiting:
 
     def expired(self, seconds: float) -> DeployError:
         """The error for a deploy that has taken too long, with what was in its way."""
-        return expired(self.facts(), self._last, seconds, "launch_timeout")
+        return expired(self._last, seconds, "launch_timeout")
 
     async def run(self, make_room: Callable[[Diagnosis], Awaitable[bool]] | None) -> tuple[Endpoint, ...]:
         """Wait; the endpoints of all pods by rank.
@@ -148,7 +148,7 @@ class Waiting:
             self._room_since = now
         limit = self._plan.compute.unschedulable_seconds
         if now - self._room_since >= limit:
-            raise expired(self.facts(), found, limit)
+            raise expired(found, limit)
 
     def _probe(self, pods: Sequence[Raw]) -> None:
         """Try to reach each pod that has an address, without waiting until the kubelet finds it ready."""

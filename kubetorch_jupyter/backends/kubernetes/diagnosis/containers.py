@@ -19,6 +19,8 @@ _START = 60.0
 _AGAIN = 10.0
 #: SIGKILL and SIGTERM come from outside; so often that is taken for bad luck.
 _BAD_LUCK = 3
+#: The runtime is slow: the kubelet has given up waiting for it, and asks again.
+_SLOW = re.compile(r"name .* is reserved|deadline exceeded|timed? ?out|failed to sync", re.IGNORECASE)
 _MISSING_KEY = re.compile(r"couldn't find key (\S+) in (Secret|ConfigMap) (?:\S+/)?(\S+)", re.IGNORECASE)
 _MISSING = re.compile(r'\b(secret|configmap) "([^"]+)" not found', re.IGNORECASE)
 #: What the kubelet adds, and the runtime puts before what matters.
@@ -83,12 +85,9 @@ def _not_made(facts: Facts, pod: Raw, status: Raw, reason: str, words: str) -> D
             "or say a number with a securityContext of runAsUser in service_template",
             phase=Phase.STARTING,
         )
-    if reason == "CreateContainerConfigError" and ("timed out" in words or "failed to sync" in words):
-        return curable("config", reason, PodContainerError, what, phase=Phase.STARTING, detail=words)
     if missing := _MISSING_FILE.search(words):
         return _no_command(facts, reason, missing[1], _image(pod, name), words)
-    if reason == "CreateContainerError" and re.search("name .* is reserved|deadline exceeded|timed? ?out", words):
-        # The runtime is slow: the kubelet has given up waiting for it, and asks again.
+    if _SLOW.search(words):
         return curable("container", reason, PodContainerError, what, phase=Phase.STARTING, detail=words)
     return fatal(facts, "container", reason, PodContainerError, what, _LOOK, phase=Phase.STARTING)
 
@@ -142,12 +141,16 @@ def _ended(facts: Facts, pod: Raw, status: Raw, ended: Raw, *, previous: bool) -
         if missing := _MISSING_FILE.search(words):
             return _no_command(facts, reason, missing[1], _image(pod, name), words)
         what = f'can\'t start its container "{name}": {short(words)}'
+        if _SLOW.search(words):
+            return curable("container", reason, PodContainerError, what, phase=Phase.STARTING, detail=words)
         return fatal(facts, "container", reason, PodContainerError, what, _LOOK, phase=Phase.STARTING)
     if lived is not None and lived > _START and reason in ("Error", "OOMKilled") and restarts < _BAD_LUCK:
         return _restarting(name, ended, reason, restarts)
     if reason == "OOMKilled":
         what = f'ran out of memory at its start: container "{name}" was OOMKilled ({limits(pod, name)})'
         todo = "Ask for more with kt.Compute(memory_limit=...)"
+        if "no limit" in limits(pod, name):
+            todo = "It has no limit, its node had no memory left: ask for what it needs with kt.Compute(memory=...)"
         return fatal(facts, "oom", reason, PodContainerError, what, todo, phase=Phase.STARTING)
     if code == 0:
         return None if not previous else _restarting(name, ended, reason, restarts)

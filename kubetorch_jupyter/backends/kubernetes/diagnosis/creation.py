@@ -21,7 +21,10 @@ _SECURITY = re.compile(r'violates PodSecurity "([^":]+)(?::[^"]*)?"')
 _ACCOUNT = re.compile(r'serviceaccount "([^"]+)" not found', re.IGNORECASE)
 _PRIORITY = re.compile(r"no PriorityClass with name (\S+) was found")
 _RANGE = re.compile(r"(?:maximum|minimum) \S+ (?:usage|request|limit) per (?:Container|Pod)|limit to request ratio")
-_WEBHOOK = re.compile(r'admission webhook "([^"]+)" denied the request')
+_POLICY = re.compile(
+    r"""admission webhook "([^"]+)" denied the request: (.*)|"""
+    r"""ValidatingAdmissionPolicy '([^']+)'(?: with binding '[^']*')? denied request: (.*)"""
+)
 _PASSING = re.compile(
     r"internal error|failed calling webhook|timeout|timed out|deadline exceeded|connection refused|etcdserver|"
     r"the object has been modified|too many requests|unauthorized$|"
@@ -73,10 +76,11 @@ def refused_pods(facts: Facts, events: Sequence[Raw]) -> Diagnosis | None:
         what = f"asks for what a LimitRange of its namespace doesn't allow: {short(brief)}"
         todo = "See 'kubectl describe limitrange', and change cpus, memory or memory_limit of the kt.Compute"
         return _never(facts, "limits", "LimitRange", what, todo)
-    if found := _WEBHOOK.search(words):
-        what = f'is refused by this cluster\'s admission webhook "{found[1]}": {short(words.partition("request: ")[2])}'
+    if found := _POLICY.search(words):
+        name, why = found[1] or found[3], found[2] or found[4]
+        what = f'is refused by a policy of this cluster, "{name}": {short(why)}'
         todo = "Do what it says, or ask whoever runs the cluster"
-        return fatal(facts, "policy", "Webhook", PodContainerError, what, todo, phase=Phase.SCHEDULING)
+        return fatal(facts, "policy", "AdmissionPolicy", PodContainerError, what, todo, phase=Phase.SCHEDULING)
     if "is being terminated" in words:
         what = f"gets no pod: {short(brief)}"
         return fatal(

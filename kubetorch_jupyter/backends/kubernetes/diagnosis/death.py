@@ -19,6 +19,7 @@ from .objects import (
     limits,
     message_of,
     name_of,
+    node_lost,
     one_line,
     short,
     statuses,
@@ -95,7 +96,14 @@ _TARGETS = {
 }
 
 
-def death(pod: Raw | None, events: Sequence[Raw], *, name: str | None = None, now: float | None = None) -> Death:
+def death(
+    pod: Raw | None,
+    events: Sequence[Raw],
+    *,
+    name: str | None = None,
+    now: float | None = None,
+    front: str = "front",
+) -> Death:
     """Why a pod ended, or one of its containers.
 
     Parameters
@@ -108,14 +116,16 @@ def death(pod: Raw | None, events: Sequence[Raw], *, name: str | None = None, no
         The pod's name, for its events where `pod` is None.
     now
         Unix time. With it, a container that runs again is still told of for half a minute.
+    front
+        Name of the container whose end with exit code 0 is the pod's.
     """
     thing: Raw | None = pod if pod is not None else {"metadata": {"name": name}} if name else None
     own = events_of(events, thing)
-    found = _of(pod, own, now)
+    found = _of(pod, own, now, front)
     return replace(found, reason=found.reason and found.reason.rstrip("."), events=event_lines(own))
 
 
-def _of(pod: Raw | None, events: Sequence[Raw], now: float | None) -> Death:
+def _of(pod: Raw | None, events: Sequence[Raw], now: float | None, front: str) -> Death:
     target = condition(pod, "DisruptionTarget") if pod is not None else {}
     if pod is not None and target.get("status") == "True":
         return _disrupted(pod, target, events)
@@ -128,7 +138,7 @@ def _of(pod: Raw | None, events: Sequence[Raw], now: float | None) -> Death:
         return Death(kind, f"its node ended it: {reason}: {words}", evicted=kind == "preempted")
     told = _by_events(pod, events)
     # A container's own end says more than that the pod was deleted, if it came first.
-    ended = _container(pod, now) if pod is not None else None
+    ended = _container(pod, now, front) if pod is not None else None
     if ended is not None:
         return told if told is not None and told.kind in ("preempted", "evicted") else ended
     if told is not None:
@@ -179,14 +189,13 @@ def _by_events(pod: Raw | None, events: Sequence[Raw]) -> Death | None:
         if reason == "Preempted":
             return Death("preempted", "it was preempted by a pod of higher priority", evicted=True)
         if reason == "TaintManagerEviction" and "Cancelling" not in words:
-            lost = any(e.get("reason") == "NodeNotReady" for e in events)
-            return Death("node", _node(pod) if lost else "it was removed from its node by a taint")
-        if reason == "NodeNotReady" and (pod is None or condition(pod, "Ready").get("status") != "True"):
-            return Death("node", _node(pod))
-    return None
+            return Death(
+                "node", _node(pod) if latest(events, "NodeNotReady") else "it was removed from its node by a taint"
+            )
+    return Death("node", _node(pod)) if node_lost(pod, events) is not None else None
 
 
-def _container(pod: Raw, now: float | None) -> Death | None:
+def _container(pod: Raw, now: float | None, front: str) -> Death | None:
     """The container that ended, and how: the one with the worst end."""
     found: list[Death] = []
     every = list(statuses(pod))
@@ -205,7 +214,7 @@ def _container(pod: Raw, now: float | None) -> Death | None:
         found.append(_one(pod, str(status.get("name")), ended, previous))
     worst = min(found, key=lambda one: _WORST.index(one.kind), default=None)
     if worst is not None and worst.kind == "ended" and len(found) < len(every):
-        return None  # one container has ended and others run: not the pod's end yet
+        return next((one for one in found if one.container == front), None)
     return worst
 
 
@@ -218,10 +227,12 @@ def _one(pod: Raw, name: str, ended: Raw, previous: bool) -> Death:
     code, reason = ended.get("exitCode"), ended.get("reason")
     if reason == "OOMKilled":
         # With cgroup v1 only a child may have been killed: the exit code is then the container's own, even 0.
-        how = f'its container "{name}" ran out of memory ({limits(pod, name)}; kt.Compute(memory_limit=...) gives more)'
+        sizes = limits(pod, name)
+        more = "memory" if "no limit" in sizes else "memory_limit"
+        how = f'its container "{name}" ran out of memory ({sizes}; kt.Compute({more}=...) gives more)'
         return Death("oom", how, container=name, oom_killed=True)
     if code == 0:
-        return Death("ended", "it ended by itself (exit code 0): nobody had used it, or it was torn down")
+        return Death("ended", "it ended by itself (exit code 0): nobody had used it, or it was torn down", name)
     words = short(one_line(str(ended.get("message") or "")))
     how = f'its container "{name}" {ended_how(code, ended.get("signal"))}{f": {words}" if words else ""}'
     return Death("crash", how, container=name, log=LogWanted(name_of(pod), name, previous))

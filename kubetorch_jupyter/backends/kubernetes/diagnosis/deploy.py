@@ -23,6 +23,7 @@ from .objects import (
     latest,
     message_of,
     name_of,
+    node_lost,
     one_line,
     short,
     statuses,
@@ -70,7 +71,7 @@ def diagnose(facts: Facts, job: Raw | None, pods: Sequence[Raw], events: Sequenc
         refused = refused_pods(facts, events_of(own, job))
         found.append(refused if refused is not None else Diagnosis(Phase.SCHEDULING))
     if not found:
-        return Diagnosis(Phase.SCHEDULING)
+        found.append(Diagnosis(Phase.SCHEDULING))
     # Of two that are as bad, the one that is less far.
     worst = min(found, key=lambda one: (-one.weight, _ORDER.index(one.phase)))
     told = worst.told(facts, event_lines(own), running=running)
@@ -124,14 +125,15 @@ def _of_pod(facts: Facts, pod: Raw, events: Sequence[Raw], now: float) -> Diagno
         found = [trouble for trouble in (_no_volume(facts, mine, now), pulling(mine)) if trouble is not None]
     worst = max(found, key=lambda one: one.weight, default=None)
     if worst is None:
-        worst = Diagnosis(Phase.CONNECTING if _up(pod) else Phase.STARTING)
+        worst = Diagnosis(Phase.CONNECTING if _up(facts, pod) else Phase.STARTING)
     return replace(worst, pod=name_of(pod))
 
 
-def _up(pod: Raw) -> bool:
-    """Whether all its containers run, those that end before the others start aside."""
+def _up(facts: Facts, pod: Raw) -> bool:
+    """Whether both of our containers run: one of ``service_template`` may have ended."""
     found: Sequence[Raw] = (pod.get("status") or {}).get("containerStatuses") or ()
-    return bool(found) and all((status.get("state") or {}).get("running") is not None for status in found)
+    running = {status.get("name") for status in found if (status.get("state") or {}).get("running") is not None}
+    return {facts.front, facts.worker} <= running
 
 
 def _being_made(pod: Raw) -> bool:
@@ -163,11 +165,8 @@ def _over(facts: Facts, pod: Raw) -> Diagnosis | None:
 
 def _lost(pod: Raw, events: Sequence[Raw]) -> Diagnosis | None:
     """A pod whose node isn't heard of."""
-    last = latest(events, "NodeNotReady")
-    ready = condition(pod, "Ready")
-    since = time_of(ready.get("lastTransitionTime")) or 0.0
-    lost = last is not None and ready.get("status") == "False" and event_time(last) >= since - 1.0
-    if not lost and (pod.get("status") or {}).get("phase") != "Unknown":
+    last = node_lost(pod, events)
+    if last is None and (pod.get("status") or {}).get("phase") != "Unknown":
         return None
     node = (pod.get("spec") or {}).get("nodeName")
     what = f"waits for node {node}, which isn't ready" + (f" ({one_line(message_of(last))})" if last else "")

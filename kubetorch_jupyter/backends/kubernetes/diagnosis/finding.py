@@ -15,6 +15,9 @@ __all__ = ["Diagnosis", "Facts", "LogWanted", "curable", "expired", "fatal"]
 #: What waits for room: ``unschedulable_timeout`` is for these, ``launch_timeout`` for all else.
 _ROOM = frozenset({"unschedulable", "gated", "queue"})
 
+#: So many characters of it are a line.
+_LINE = 300
+
 
 @dataclass(frozen=True)
 class LogWanted:
@@ -92,6 +95,8 @@ class Diagnosis:
         What the cluster reported of the service, oldest first, as lines.
     running
         How many of the pods run.
+    service
+        The service's name.
     """
 
     phase: Phase
@@ -106,11 +111,19 @@ class Diagnosis:
     log: LogWanted | None = None
     events: Sequence[str] = ()
     running: int = 0
+    service: str = ""
 
     @property
     def room(self) -> bool:
         """Whether it waits for room in the cluster, which ``unschedulable_timeout`` limits."""
         return self.curable is not None and self.kind in _ROOM
+
+    @property
+    def state(self) -> str:
+        """The same as lists of services have it: ``"failed"``, ``"pending"``, ``"running"`` or ``"starting"``."""
+        if self.weight:
+            return "failed" if self.error is not None else "pending"
+        return "running" if self.phase is Phase.CONNECTING else "starting"
 
     @property
     def weight(self) -> int:
@@ -126,7 +139,7 @@ class Diagnosis:
         error = self.error
         if error is not None:
             error.service, error.reason, error.events = facts.service, self.reason, list(events)
-        return replace(self, events=events, **changes)
+        return replace(self, service=facts.service, events=events, **changes)
 
 
 def fatal(
@@ -154,7 +167,7 @@ def fatal(
     message = f'service "{facts.service}" {what.rstrip(".")}. {todo}{":" if lines else "."}'
     found = error(f"{message}\n{lines}" if lines else message)
     wanted = log if log not in facts.logs and not lines else None
-    return Diagnosis(phase, short(detail or what), kind, reason, found, log=wanted)
+    return Diagnosis(phase, short(detail or what, _LINE), kind, reason, found, log=wanted)
 
 
 def curable(
@@ -168,16 +181,14 @@ def curable(
     detail: str = "",
 ) -> Diagnosis:
     """A diagnosis that time may change; `what` goes on after ``service "train" ``."""
-    return Diagnosis(phase, short(detail or what), kind, reason, curable=what, hint=hint, error_type=error)
+    return Diagnosis(phase, short(detail or what, _LINE), kind, reason, curable=what, hint=hint, error_type=error)
 
 
-def expired(facts: Facts, diagnosis: Diagnosis, seconds: float, limit: str = "") -> DeployError:
+def expired(diagnosis: Diagnosis, seconds: float, limit: str = "") -> DeployError:
     """The error for something that time might have cured, and hasn't within `seconds`.
 
     Parameters
     ----------
-    facts
-        Of the deploy.
     diagnosis
         The last one before the time was over; one without a reason gives a `ServiceTimeoutError`.
     seconds
@@ -187,23 +198,23 @@ def expired(facts: Facts, diagnosis: Diagnosis, seconds: float, limit: str = "")
 
     Examples
     --------
-    >>> print(str(expired(Facts("train"), Diagnosis(Phase.STARTING), 900)).split(". ")[0])
+    >>> print(str(expired(Diagnosis(Phase.STARTING, service="train"), 900)).split(". ")[0])
     service "train" was not ready after 900 s (launch_timeout); it was starting its pod
     """
     limit = limit or ("unschedulable_timeout" if diagnosis.room else "launch_timeout")
-    head = f'service "{facts.service}" '
+    service, setting = diagnosis.service, f"kt.Compute({limit}=...)"
+    error: DeployError
     if diagnosis.curable is not None:
-        hint = f"{diagnosis.hint.rstrip('.')}, or wait" if diagnosis.hint else "Wait"
-        waited = f"This hasn't changed for {seconds:g} s" if seconds else "It is not waited for"
-        message = f"{head}{diagnosis.curable.rstrip('.')}. {waited} ({limit}). {hint} longer with {limit}=."
-        error = diagnosis.error_type(message)
+        waited = f"{limit} is {seconds:g} s" if seconds else f"It is not waited for: {limit} is 0"
+        hint = f"{diagnosis.hint}, or wait" if diagnosis.hint else "Wait"
+        what = f"{diagnosis.curable.rstrip('.')}. {waited}. {hint} longer with {setting}."
+        error = diagnosis.error_type(f'service "{service}" {what}')
     else:
         where = f": {diagnosis.detail}" if diagnosis.detail else ""
-        message = (
-            f"{head}was not ready after {seconds:g} s ({limit}); it was {diagnosis.phase}{where}. Look at its events "
-            f"with 'kubectl describe pods -l kubetorch.dev/service={facts.service}', or give it more time with "
-            f"kt.Compute({limit}=...)."
+        error = ServiceTimeoutError(
+            f'service "{service}" was not ready after {seconds:g} s ({limit}); it was {diagnosis.phase}{where}. Look '
+            f"at its events with 'kubectl describe pods -l kubetorch.dev/service={service}', or give it more time with "
+            f"{setting}."
         )
-        error = ServiceTimeoutError(message)
-    error.service, error.reason, error.events = facts.service, diagnosis.reason, list(diagnosis.events)
+    error.service, error.reason, error.events = service, diagnosis.reason, list(diagnosis.events)
     return error

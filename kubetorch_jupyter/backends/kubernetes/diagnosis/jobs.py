@@ -14,6 +14,8 @@ __all__ = ["job_trouble"]
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 #: So many seconds without a word of Kueue's mean that there is none.
 _SILENCE = 5.0
+#: A Job that its deployer makes is released long before so many seconds.
+_RELEASED = 15.0
 
 
 def job_trouble(facts: Facts, job: Raw, events: Sequence[Raw], now: float) -> Diagnosis | None:
@@ -55,8 +57,13 @@ def _suspended(facts: Facts, job: Raw, events: Sequence[Raw], now: float) -> Dia
     meta: Raw = job.get("metadata") or {}
     queue = (meta.get("labels") or {}).get(QUEUE_LABEL)
     if queue is None:
-        # Every Job of ours begins so, until what it owns is there.
-        return Diagnosis(Phase.SCHEDULING)
+        since = time_of(condition(job, "Suspended").get("lastTransitionTime"))
+        if since is None or now - since < _RELEASED:
+            # Every Job of ours begins so, until what it owns is there.
+            return Diagnosis(Phase.SCHEDULING)
+        what = f"has been suspended for {now - since:.0f} s: somebody has suspended its Job, or its deployer has ended"
+        hint = "Deploy it again, see who did with 'kubectl describe job'"
+        return curable("suspended", "JobSuspended", PodContainerError, what, hint, phase=Phase.SCHEDULING)
     said = [event for event in events if _of_kueue(event, job)]
     pending = [event for event in said if about(event).get("kind") == "Workload"]
     last = max(pending or said, key=event_time, default=None)

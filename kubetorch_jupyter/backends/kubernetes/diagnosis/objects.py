@@ -24,6 +24,7 @@ __all__ = [
     "limits",
     "message_of",
     "name_of",
+    "node_lost",
     "one_line",
     "quantity",
     "seconds_of",
@@ -36,7 +37,9 @@ __all__ = [
 Raw = Mapping[str, Any]
 
 _INDEX = "batch.kubernetes.io/job-completion-index"
-_LONGEST = 300
+_LONGEST = 1000
+#: Times of one thing that are told by two objects differ by less, in seconds.
+_SAME = 2.0
 
 
 def name_of(thing: Raw | None) -> str:
@@ -59,9 +62,16 @@ def time_of(text: object) -> float | None:
 
 
 def seconds_of(begin: object, end: object) -> float | None:
-    """Seconds between two of the API's times."""
+    """Seconds between two of the API's times; None where one is missing, or is that of what never began (1970).
+
+    Examples
+    --------
+    >>> seconds_of("2026-11-27T10:00:00Z", "2026-11-27T10:00:02Z")
+    2.0
+    >>> seconds_of("1970-01-01T00:00:00Z", "2026-11-27T10:00:02Z")
+    """
     first, last = time_of(begin), time_of(end)
-    return None if first is None or last is None else last - first
+    return last - first if first and last else None
 
 
 def condition(thing: Raw, kind: str) -> Raw:
@@ -246,6 +256,20 @@ def event_lines(events: Iterable[Raw], most: int = 20) -> list[str]:
         often = f" ({count} times)" if count > 1 else ""
         lines.append(f"{about(event).get('name', '')}: {event.get('reason')}: {one_line(message_of(event))}{often}")
     return lines
+
+
+def node_lost(pod: Raw | None, events: Iterable[Raw]) -> Raw | None:
+    """The event that says that a pod's node isn't heard of, if that is so still.
+
+    Kubernetes makes it as it takes the pod's readiness away. A node that comes back gives that back, with a later time.
+    """
+    last = latest(events, "NodeNotReady")
+    if last is None or pod is None:
+        return last
+    ready = condition(pod, "Ready")
+    since = time_of(ready.get("lastTransitionTime"))
+    same = since is not None and abs(event_time(last) - since) <= _SAME
+    return last if ready.get("status") == "False" and same else None
 
 
 def one_line(text: str) -> str:

@@ -54,7 +54,10 @@ def no_node(facts: Facts, pod: Raw, events: Sequence[Raw]) -> Diagnosis | None:
     pod_asks = f"; each pod asks for {asked}" if asked else ""
     helped = _helped(pod, events)
     what = f"has no node for its pod: {brief}{pod_asks}{helped}"
-    hint = "Ask for less with kt.Compute(...), end what holds it"
+    if "Insufficient" not in words and re.search("didn't match|untolerated taint", words):
+        hint = "Compare gpu_type, node_selector and tolerations of the kt.Compute with the nodes' labels and taints"
+    else:
+        hint = "Ask for less with kt.Compute(...), end what holds it"
     return curable(
         "unschedulable",
         reason,

@@ -51,6 +51,7 @@ _OURS: Mapping[_Path, str] = {
     (*_POD, "subdomain"): _EACH_OTHER,
     (*_POD, "hostname"): _EACH_OTHER,
     (*_POD, "shareProcessNamespace"): "the code could read the service's token",
+    (*_POD, "hostPID"): "the code could read the service's token",
     (*_CONTAINERS, "*", "command"): "it starts the service",
     (*_CONTAINERS, "*", "args"): "it starts the service",
     (*_FRONT, "ports"): "the client connects there",
@@ -68,6 +69,9 @@ _OURS: Mapping[_Path, str] = {
     },
     **{("metadata", "annotations", name): "other clients read it" for name in names.ANNOTATIONS},
 }
+
+#: Things that are one of several kinds, each under a key of its own: another kind takes the place of ours.
+_ONE_OF = ("volumes", "env")
 
 #: Kubetorch's name of the container that runs the user's code.
 _ALIASES = {"kubetorch": names.WORKER}
@@ -101,6 +105,7 @@ def _merge(target: dict[str, Any], part: Mapping[str, Any], path: _Path) -> None
             if before is not None and not isinstance(before, dict):
                 _refuse(here, "it is no mapping")
             if before is None:
+                _check(here)
                 before = target[key] = {}
             _merge(before, value, here)
             continue
@@ -138,6 +143,10 @@ def _merge_named(before: list[Any], part: list[Any], name: str, path: _Path) -> 
                     "a container beside the service's own would keep it from ending: make it one of initContainers "
                     "with restartPolicy: Always, which runs beside them and ends with them",
                 )
+        if name == "mountPath" and item.get("name") == "secret":
+            _refuse((*path, word), "it would show the service's token")
+        if path[-1] in _ONE_OF and word in found and set(item) & set(found[word]) == {name}:
+            del found[word]
         if word in found:
             _merge(found[word], {key: value for key, value in item.items() if key != name}, (*path, word))
         else:

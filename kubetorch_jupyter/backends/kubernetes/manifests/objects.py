@@ -13,7 +13,16 @@ from .merge import merged
 from .plan import Plan
 from .pod import pod_template
 
-__all__ = ["bundle_config_map", "claims", "headless_service", "job", "owner_reference", "secret", "user_secrets"]
+__all__ = [
+    "bundle_config_map",
+    "claims",
+    "headless_service",
+    "job",
+    "kept",
+    "owner_reference",
+    "secret",
+    "user_secrets",
+]
 
 #: Restarts of containers and lost pods never fail the Job; the API's largest number.
 _NEVER = 2147483647
@@ -65,6 +74,17 @@ def job(plan: Plan) -> dict[str, Any]:
         return ours
     template: Any = compute.service_template
     return merged(ours, template.thaw())
+
+
+def kept(plan: Plan) -> dict[str, str | None]:
+    """The annotations of a Job whose pods have their code, for a merge patch: None removes one."""
+    ttl = plan.compute.ttl_seconds
+    return {
+        names.OWNER: json.dumps(dict(plan.owner), sort_keys=True, default=str),
+        names.RESOURCES: json.dumps(plan.compute.resources(), sort_keys=True),
+        names.TTL: f"{ttl:.15g}" if ttl is not None else None,
+        names.LOADED: "true",
+    }
 
 
 def headless_service(plan: Plan, owners: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

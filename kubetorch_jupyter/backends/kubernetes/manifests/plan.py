@@ -153,7 +153,12 @@ def spec_hash(
     key
         The service's token.
     """
-    parts: dict[str, Any] = {"compute": _plain(compute.pod_key()), "bundle": bundle}
+    image = compute.image
+    if image is not None:  # its steps run in the pod that is there
+        image = Image(image_id=image.image_id, python_path=image.python_path)
+    # Where it goes and how long it lives are no part of what it is.
+    pod = compute.replace(image=image, namespace=None, detach=False)
+    parts: dict[str, Any] = {"compute": _plain(pod.pod_key()), "bundle": bundle}
     if key:
         parts["secrets"] = [
             [source.name, {name: value.hex() for name, value in sorted(source.data.items())}] for source in secrets

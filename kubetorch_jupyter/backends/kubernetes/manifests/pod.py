@@ -106,6 +106,8 @@ def _spec(plan: Plan) -> dict[str, Any]:
 def _container(plan: Plan, name: str, arguments: Sequence[str]) -> dict[str, Any]:
     compute = plan.compute
     container: dict[str, Any] = {"name": name, "image": plan.image}
+    # A crash is told with its last lines in the pod's own status.
+    container["terminationMessagePolicy"] = "FallbackToLogsOnError"
     if compute.image_pull_policy is not None:
         container["imagePullPolicy"] = compute.image_pull_policy
     python = compute.image.python_path if compute.image is not None else None
@@ -147,7 +149,8 @@ def _literal(text: str) -> str:
 def _front(volume_mounts: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "ports": [{"name": names.PORT_NAME, "containerPort": names.PORT, "protocol": "TCP"}],
-        "env": _env({"HOME": names.TMP, "TMPDIR": names.TMP}),
+        # Of a CUDA image NVIDIA's runtime gives a container every GPU of the node, unless it says that it wants none.
+        "env": _env({"HOME": names.TMP, "TMPDIR": names.TMP, "NVIDIA_VISIBLE_DEVICES": "void"}),
         "resources": {"requests": {"cpu": "20m", "memory": "96Mi"}},
         # The client waits for neither: it tries the session. A front that answers nothing for a minute has hung.
         "readinessProbe": {**_probe("/ready"), "periodSeconds": 5, "timeoutSeconds": 3},

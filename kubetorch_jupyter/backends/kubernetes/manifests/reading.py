@@ -32,6 +32,8 @@ class ServiceFields:
         Pods that there should be, and those that are ready.
     spec
         What only a new pod can change; empty when somebody has removed it, so that it never seems equal.
+    loaded
+        Whether its pods have had their code.
     deleting, finished, suspended
         What is to become of the Job.
     """
@@ -47,6 +49,7 @@ class ServiceFields:
     replicas: int
     ready: int
     spec: str
+    loaded: bool
     deleting: bool
     finished: bool
     suspended: bool
@@ -82,6 +85,7 @@ def read_service(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]] = ())
         replicas=int(spec.get("completions") or 1),
         ready=sum(_ready(pod) for pod in pods if _is_of(pod, service, revision)),
         spec=str(annotations.get(names.SPEC) or ""),
+        loaded=annotations.get(names.LOADED) == "true",
         deleting=metadata.get("deletionTimestamp") is not None,
         finished=any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in conditions),
         suspended=bool(spec.get("suspend")),

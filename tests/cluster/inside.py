@@ -1,0 +1,60 @@
+"""Runs in a pod, with nothing of the tests but this file: executes notebooks and scripts there, as somebody would whose
+notebook server runs in the cluster.
+
+    python inside.py FOLDER
+
+``FOLDER`` holds notebooks (``*.ipynb``) and scripts (``*.py``); each notebook is executed in place, and beside each
+script its output and status are left. Ends with a line that says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+#: How many notebooks run at once.
+_BESIDE = 3
+
+
+def execute(path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(notebook, timeout=120, kernel_name="python3")
+    # A user for each: they run beside each other, and some call their services the same.
+    env = {**os.environ, "KT_USERNAME": f"{os.environ['KT_USERNAME']}-{path.stem}"}
+    try:
+        asyncio.run(client.async_execute(cwd=str(path.parent), env=env))
+    except Exception as e:  # what it has shown until then says more, and the test looks at it
+        print(f"{path.name}: {e}", flush=True)
+    nbformat.write(notebook, path)
+
+
+def run(path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "kubetorch_jupyter", str(path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+    )
+    path.with_suffix(".json").write_text(json.dumps({"status": done.returncode, "output": done.stdout}))
+
+
+def main(folder: Path) -> None:
+    with ThreadPoolExecutor(_BESIDE) as pool:
+        notebooks = list(pool.map(execute, sorted(folder.glob("*.ipynb"))))
+    # One after the other: they call their services the same.
+    scripts = [run(path) for path in sorted(folder.glob("*.py"))]
+    print(f"inside: {len(notebooks)} notebooks, {len(scripts)} scripts", flush=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,121 @@
+"""The one-node cluster's program: what it can do that no user of a cluster can."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.cluster.api import Api
+
+__all__ = ["Node", "find_program"]
+
+#: What the node says it has when a test begins.
+GPUS = 2
+
+
+def find_program() -> tuple[Path | None, str]:
+    """The program, and why it can't be used when there is none."""
+    named = os.environ.get("KT_TEST_CLUSTER") or shutil.which("cluster")
+    if not named:
+        return None, "no `cluster` program (KT_TEST_CLUSTER, or on PATH)"
+    if not os.access(named, os.X_OK):
+        return None, f"{named} is no program"
+    if os.geteuid() != 0:
+        return None, "the `cluster` program needs root"
+    return Path(named), ""
+
+
+class Node:
+    """A cluster that the program runs, and its node.
+
+    Parameters
+    ----------
+    program
+        The program's path.
+    """
+
+    def __init__(self, program: Path) -> None:
+        self.program = program
+
+    def run(self, *words: str, **environment: str) -> str:
+        """Run a verb; gives what it printed."""
+        # For `image`. Compiling takes longer than all else, and images of this kind come without bytecode.
+        pip = {"PIP_ROOT_USER_ACTION": "ignore", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_COMPILE": "1"}
+        done = subprocess.run(
+            [str(self.program), *words],
+            env={**os.environ, **pip, **environment},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        if done.returncode:
+            raise RuntimeError(f"cluster {' '.join(words)}: {(done.stderr or done.stdout).strip()}")
+        return done.stdout
+
+    # -- the cluster ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs."""
+        done = subprocess.run([str(self.program), "status"], capture_output=True, text=True, timeout=60)
+        return not done.returncode and "down" not in done.stdout
+
+    def up(self) -> None:
+        self.run("up", "--gpus", str(GPUS))
+
+    def down(self) -> None:
+        self.run("down", "--keep-images")
+
+    def admin(self, namespace: str = "default") -> Api:
+        """The API with an administrator's rights."""
+        # `up` of a cluster that runs prints the line again.
+        [path] = re.findall(r"^export KUBECONFIG=(.+)$", self.run("up"), re.MULTILINE)
+        return Api(Path(path), namespace)
+
+    def make_user(self, name: str, namespace: str, out: Path, role: str = "edit") -> None:
+        """A service account with a role in a namespace, both made here, and its kubeconfig."""
+        self.run("user", name, "-n", namespace, "--role", role, "--out", str(out))
+
+    def has_image(self, name: str) -> bool:
+        """Whether the node has an image."""
+        [node] = self.admin().request("GET", "/api/v1/nodes")["items"]
+        return any(name in image["names"] for image in node["status"]["images"])
+
+    # -- breaking things -----------------------------------------------------------------------------------------------
+
+    def kill(self, pod: str, namespace: str, signal: str = "KILL") -> None:
+        """A signal to the first process of each of the pod's containers."""
+        self.run("kill", pod, "-n", namespace, "-s", signal)
+
+    @contextlib.contextmanager
+    def frozen(self, program: str) -> Iterator[None]:
+        """One of the cluster's programs stands still meanwhile."""
+        self.run("freeze", program)
+        try:
+            yield
+        finally:
+            self.run("thaw", program)
+
+    @contextlib.contextmanager
+    def stopped(self, program: str, *, kill: bool = False) -> Iterator[None]:
+        """One of the cluster's programs has ended meanwhile."""
+        self.run("stop", program, *(["--kill"] if kill else []))
+        try:
+            yield
+        finally:
+            self.run("start", program)
+
+    @contextlib.contextmanager
+    def gpus(self, count: int) -> Iterator[None]:
+        """The node says meanwhile that it has so many GPUs."""
+        self.run("gpus", str(count))
+        try:
+            yield
+        finally:
+            self.run("gpus", str(GPUS))
