@@ -413,6 +413,48 @@ def test_a_load_that_fails_on_one_of_three(
         assert len(several.kept) == 2
 
 
+def test_a_redeploy_that_is_stopped_leaves_the_old_code(several: Several, cells: Cells) -> None:
+    cells.run("def f(): return 'old'")
+    with deploy(cells["f"]) as first:
+        before = versions(first)
+        cells.run(
+            """
+            class Slow:
+                def __reduce__(self):
+                    return nap, ()
+
+            def nap():
+                import os, time
+                time.sleep(0.5 + 1e-6 * os.getpid() % 1)
+                return 1
+
+            slow = Slow()
+
+            def f():
+                return slow, 'new'
+            """
+        )
+
+        async def stop(after: float) -> bool:
+            task = asyncio.create_task(kt.fn(cells["f"]).to_async(THREE, stream_logs=False))
+            await asyncio.sleep(after)
+            if not task.cancel():
+                return False
+            try:
+                await task
+            except asyncio.CancelledError:
+                return True
+            return False
+
+        for after in (0.1, 0.4, 0.5, 0.6, 0.8):
+            if not asyncio.run(stop(after)):
+                break  # it had ended
+            deadline = time.monotonic() + 10
+            while versions(first) != before:
+                assert time.monotonic() < deadline, after
+            assert {first() for _ in range(6)} == {"old"}
+
+
 def test_a_first_deploy_that_fails_leaves_nothing(several: Several, cells: Cells, tmp_path: Path) -> None:
     cells.run(picky(tmp_path / "marker", 7))
     with pytest.raises(kt.StartupError, match="not on this one"):

@@ -81,3 +81,20 @@ def test_a_replica_that_is_deleted_costs_its_own_calls_and_is_taken_up_again(use
             assert time.monotonic() < until
             time.sleep(0.5)
         assert len(where.service.status()["replicas"]) == 2
+
+
+def test_a_handle_follows_its_service_to_another_number_of_pods(user: User) -> None:
+    cells = Cells()
+    cells.run(CODE)
+    with kt.fn(cells["where"], name="grows").to(kt.Compute(replicas=2)) as first:
+        before = {first() for _ in range(4)}
+        assert len(before) == 2
+        call = first.spawn(3.0)
+        _ = call.id
+        kt.fn(cells["where"], name="grows").to(kt.Compute(replicas=3))
+        now = {first() for _ in range(9)}
+        assert len(now) == 3
+        assert not now & before
+        assert call.result(timeout=20) in before
+        kt.fn(cells["where"], name="grows").to(kt.Compute(replicas=1))
+        assert len({first() for _ in range(5)}) == 1
