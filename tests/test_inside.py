@@ -8,6 +8,7 @@ import pickle
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -113,6 +114,19 @@ def test_a_handle_finds_its_pods_by_name(several: InNamespace, dns: Names, cells
         assert pickle.loads(pickle.dumps(other))(0) > 0
         again = pickle.loads(pickle.dumps(other))
         assert again.service.backend is other.service.backend
+
+
+def test_the_first_calls_are_spread_too(several: InNamespace, dns: Names, cells: Cells) -> None:
+    with deploy(cells["wait"]) as wait:
+        dns.addresses["wait.team-a.svc"] = ["127.0.0.2", "127.0.0.3"]
+        other = pickle.loads(pickle.dumps(wait))
+        get_portal().run(wait.service._replicas.close())
+
+        async def all_at_once() -> list[int]:
+            return await asyncio.gather(*(other.aio(0.3) for _ in range(30)))
+
+        counts = Counter(asyncio.run(all_at_once()))
+        assert max(counts.values()) <= 16, counts
 
 
 def test_a_name_that_is_absent_at_first_is_asked_for_again(several: InNamespace, dns: Names, cells: Cells) -> None:

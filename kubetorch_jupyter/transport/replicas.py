@@ -30,6 +30,8 @@ _LOOK = 1.0, 8.0
 #: How long one pod may keep the answer of the others waiting, in seconds: to connect, and to answer.
 _PATIENCE = 2.0
 _ANSWER = 5.0
+#: How long the first calls wait for a second pod when there is one, in seconds.
+_TOGETHER = 0.1
 #: So many sessions that have ended are remembered for what their calls ask.
 _PAST = 20
 
@@ -207,10 +209,13 @@ class Replicas:
         if (session := self.live) is not None:
             return session
         waiting = {self._connect(replica) for replica in self._replicas}
-        while waiting:
+        while waiting and self.live is None:
             _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if (session := self.live) is not None:
-                return session
+        if waiting:
+            # All calls that were made at first wait here: they would all go to the pod that answers first.
+            await asyncio.wait(waiting, timeout=_TOGETHER)
+        if (session := self.live) is not None:
+            return session
         # One whose place others take, but which aren't there yet, is better than none.
         return next((r for r in self._replicas if r.usable), self._replicas[0]).open()
 
@@ -244,7 +249,8 @@ class Replicas:
                 return None  # it may end at this moment
             return str(code["version"]) if code is not None else None
 
-        return set(await asyncio.gather(*map(version, sessions))) - {None}  # type: ignore[return-value]
+        found = await asyncio.gather(*map(version, sessions))
+        return {each for each in found if each is not None}
 
     async def ask(
         self, what: Callable[[Session], Awaitable[T]], patience: float | None = _ANSWER
