@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,41 +18,22 @@ from .code import Code
 from .compat import setup_hooks
 from .errors import KubetorchError, NotDeployedError, WorkerDiedError
 from .identity import describe_client
+from .packing import fit
 from .progress import DeployProgress, Phase
-from .shipping import Bundle
+from .sending import send_code, whole_load
 from .streams import Output
 from .transport.endpoint import Endpoint
 from .transport.session import RemoteFailure, Session
 from .transport.sharing import get_session
 from .values import readable_size
 
-__all__ = ["adopt", "bring_up", "fill", "lacks", "pack"]
+__all__ = ["adopt", "bring_up", "fill", "lacks"]
 
 #: How long a pod that was told to stop loading may take to say what it has, in seconds.
 _SETTLE = 5.0
 #: How long a pod's deployer may take to give it code, before nobody waits any more, and between two looks, in seconds.
 _DEPLOYING = 20.0
 _POLL = 0.25
-
-
-#: One thread packs: pickling is the user's code (``__getstate__``) and long for large values, so it belongs neither on
-#: the portal nor on the kernel's loop; several at once would only fight for the interpreter lock.
-_packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
-
-
-def _after_fork() -> None:
-    global _packer
-    _packer = ThreadPoolExecutor(1, thread_name_prefix="kubetorch-pack")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-async def pack(make: Callable[[], Bundle]) -> Bundle:
-    """Run ``make`` on the packing thread, in this context."""
-    context = contextvars.copy_context()
-    return await asyncio.get_running_loop().run_in_executor(_packer, context.run, make)
 
 
 #: What was deployed last from this process and is still held by a handle, by backend, namespace and name.
@@ -97,7 +76,8 @@ async def lacks(session: Session, name: str) -> bool:
 
 async def fill(session: Session, name: str, code: Code) -> None:
     """Load the code into a pod that lacks it."""
-    await _load(session, _meta(code), None, name, code)
+    await fit(code, session)
+    await _load(_Load(session, None), name, code)
 
 
 async def bring_up(
@@ -125,13 +105,13 @@ async def bring_up(
         lives = await asyncio.gather(*(adopt(backend, session) for session in sessions))
         ours = ours or all(live is None for live in lives)
         progress(Phase.LOADING)
+        await fit(code, sessions[0], progress)
         _say_before(name, code, lives, progress)
-        meta = _meta(code)
         # What each prints is the same, most often: one of them is shown.
-        outputs = [output, *[None] * (len(sessions) - 1)]
-        loads = [_Load(*each) for each in zip(sessions, lives, outputs, strict=True)]
-        await _load_all(loads, meta, name, code, patient=not ours)
-        await revision.keep(meta, code.bundle.buffers, progress)
+        shown = [(output, progress), *[(None, None)] * (len(sessions) - 1)]
+        loads = [_Load(session, live, *told) for session, live, told in zip(sessions, lives, shown, strict=True)]
+        sent = await _load_all(loads, name, code, patient=not ours)
+        await revision.keep(*whole_load(code, _meta(code)), progress)
     except BaseException:
         # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
         if ours:
@@ -141,7 +121,7 @@ async def bring_up(
         raise
     _deployed[key] = code
     took = f"{time.monotonic() - started:.2f} s"
-    await progress.done(f'"{name}" {_say_after(backend, code, lives, revision).format(took=took)}')
+    await progress.done(f'"{name}" {_say_after(backend, code, lives, revision, sent).format(took=took)}')
     return tuple(revision.endpoints)
 
 
@@ -151,18 +131,19 @@ class _Load:
 
     session: Session
     live: dict[str, Any] | None
-    output: Output | None
+    output: Output | None = None
+    progress: Progress | None = None
 
 
-async def _load_all(loads: Sequence[_Load], meta: dict[str, Any], name: str, code: Code, *, patient: bool) -> None:
-    """Load the code into all of them; raises the first's error.
+async def _load_all(loads: Sequence[_Load], name: str, code: Code, *, patient: bool) -> int:
+    """Load the code into all of them; how many bytes one was sent. Raises the first's error.
 
     ``patient`` waits for all also when one has failed, so that it is known which have the new code; else the others
     are told to stop.
     """
-    version = meta["version"]
+    version = code.fingerprints()[0]
     wanted = [load for load in loads if load.live is None or load.live["version"] != version]
-    tasks = [asyncio.ensure_future(_load(load.session, meta, load.output, name, code)) for load in wanted]
+    tasks = [asyncio.ensure_future(_load(load, name, code)) for load in wanted]
     try:
         if tasks:
             when = asyncio.ALL_COMPLETED if patient else asyncio.FIRST_EXCEPTION
@@ -174,11 +155,12 @@ async def _load_all(loads: Sequence[_Load], meta: dict[str, Any], name: str, cod
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+    return max((task.result() for task in tasks), default=0)
 
 
-async def _load(session: Session, meta: dict[str, Any], output: Output | None, name: str, code: Code) -> None:
+async def _load(load: _Load, name: str, code: Code) -> int:
     try:
-        await session.load(meta, code.bundle.buffers, output)
+        return await send_code(code, load.session, _meta(code), load.live, load.progress, load.output)
     except WorkerDiedError as e:
         raise startup_error(name, e) from e
 
@@ -198,7 +180,7 @@ async def _go_back(loads: Sequence[_Load], name: str, code: Code, before: Code |
             left.append(rank)
             continue
         try:
-            await _load(load.session, _meta(before), None, name, before)
+            await _load(_Load(load.session, None), name, before)
         except (KubetorchError, RemoteFailure, OSError):
             left.append(rank)  # what came of it is said below
     if not left:
@@ -254,11 +236,13 @@ def _say_before(name: str, code: Code, lives: Sequence[dict[str, Any] | None], p
         progress.note(warning)
 
 
-def _say_after(backend: Backend, code: Code, lives: Sequence[dict[str, Any] | None], revision: Revision) -> str:
+def _say_after(
+    backend: Backend, code: Code, lives: Sequence[dict[str, Any] | None], revision: Revision, sent: int
+) -> str:
     """What happened, for people; ``{took}`` is to be filled in."""
     if not _changed(code, lives):
         return "is unchanged: the same instance goes on"
-    size = readable_size(code.bundle.size)
+    size = readable_size(sent)
     if _first(lives) is None:
         ttl = code.compute.ttl_seconds
         ends = f"; it ends after {_hours(ttl)} without a call" if ttl else ""

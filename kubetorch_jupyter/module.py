@@ -12,12 +12,12 @@ from .calls import CallOptions, load_error
 from .code import take_code
 from .compute import Compute
 from .config import config
-from .deployment import pack
 from .errors import ConfigError, NotDeployedError
 from .identity import service_name
 from .interface import Interface
 from .invocation import KEYWORDS, check_serialization, with_options
 from .markup import summary
+from .packing import pack
 from .progress import DeployProgress
 from .service import Service, deploy, find_service
 from .streams import open_output

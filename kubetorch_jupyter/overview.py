@@ -13,7 +13,7 @@ from pod_server.wire import parse_call_id
 
 from .asking import call_rows
 from .backends import get_backend
-from .backends.base import ServiceInfo
+from .backends.base import Finding, ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
 from .error_base import describe_size
@@ -26,7 +26,7 @@ from .transport.portal import get_portal
 from .transport.replicas import Replicas
 from .transport.session import Session
 
-__all__ = ["Table", "attach", "calls", "left_running", "services", "teardown"]
+__all__ = ["Table", "attach", "calls", "examine_backend", "left_running", "services", "teardown"]
 
 
 class Table(list[Any]):
@@ -179,6 +179,11 @@ def calls(service: str | None = None) -> Table:
         "WHOSE": lambda r: _whose(r.get("by")),
     }
     return Table(rows, columns, "no calls")
+
+
+def examine_backend() -> Sequence[Finding]:
+    """What there is to say of the place that services go to; takes a few seconds at most, whatever is wrong."""
+    return get_portal().run(get_backend(Compute()).examine())
 
 
 def teardown(name: str, namespace: str | None = None) -> None:

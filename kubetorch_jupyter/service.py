@@ -27,6 +27,7 @@ from .compute import Compute
 from .deployment import adopt, bring_up, fill, lacks
 from .errors import (
     ConfigError,
+    KubetorchError,
     NotDeployedError,
     PodLostError,
     ServiceNotFoundError,
@@ -34,7 +35,9 @@ from .errors import (
 )
 from .interface import Interface
 from .markup import summary
+from .packing import fit
 from .progress import DeployProgress, Phase
+from .shipping import PYTHON
 from .streams import Output
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
@@ -94,6 +97,14 @@ class Service:
     def live(self) -> Session | None:
         """The open session for the next call, if one need not be waited for; else None."""
         return self._replicas.live if self._replicas is not None and not self.torn_down else None
+
+    @property
+    def foreign(self) -> bool:
+        """Whether its pods are known to have another minor version of Python."""
+        python = self._replicas.python if self._replicas is not None else None
+        if python is None and self.code is not None:
+            python = self.code.bundle.python
+        return python not in (None, PYTHON)
 
     async def session(self) -> Session:
         """The open session for the next call: with the least busy pod; runs on the portal.
@@ -305,17 +316,16 @@ class Service:
         await self.backend.delete(self.name)
 
     def curl(self) -> str:
-        """The shell line that calls this service: JSON in, JSON out. The token is read from its file, not shown."""
+        """The shell line that calls this service: JSON in, JSON out. The token is read where it stands, not shown.
+
+        From outside of a cluster it is two lines, the first of which opens a way to the pod.
+        """
         info = _run(self.backend.find(self.name))
         if info is None or info.endpoint is None:
             raise ServiceNotFoundError(f'there is no service "{self.name}" {self._where()}')
-        token = getattr(self.backend, "token_hint", lambda name: "$KT_TOKEN")(self.name)
         names = self.interface.methods if self.interface else []
         name = names[0] if names else (self.interface.entries[""].name if self.interface else self.name)
-        return (
-            f'curl -X POST {info.endpoint.url}/call/{name} -H "X-Kubetorch-Token: {token}"'
-            " -H 'Content-Type: application/json' -d '{\"args\": [], \"kwargs\": {}}'"
-        )
+        return self.backend.curl(info, name)
 
     def watch(self) -> list[Event]:
         """The backend's events of this service so far."""
@@ -434,7 +444,8 @@ async def _use_live(service: Service, code: Code, progress: DeployProgress) -> b
     info = await service.backend.find(service.name)
     if info is None or info.endpoint is None:
         return False
-    answers = await Replicas(info.endpoints).ask(partial(adopt, service.backend))
+    replicas = Replicas(info.endpoints)
+    answers = await replicas.ask(partial(adopt, service.backend))
     live = next((live for _, live in answers if live is not None and not isinstance(live, Exception)), None)
     if live is None:
         return False
@@ -444,7 +455,11 @@ async def _use_live(service: Service, code: Code, progress: DeployProgress) -> b
             f'the live service "{service.name}" is a {live["kind"]}, and get_if_exists= would use it as a '
             f"{service.kind}: give another name=, or tear it down"
         )
-    differs = live["version"] != code.fingerprints()[0]
+    try:
+        await fit(code, await replicas.session())
+        differs = live["version"] != code.fingerprints()[0]
+    except KubetorchError:  # it couldn't be sent there, and needn't be
+        differs = True
     service.interface = Interface(live["interface"], live["name"])
     await progress.done(
         f'using the live service "{service.name}"'

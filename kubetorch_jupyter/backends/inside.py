@@ -20,7 +20,7 @@ from ..compute import Compute
 from ..errors import ConnectionFailedError, DeployError, PodLostError
 from ..transport.endpoint import Endpoint
 from ..transport.portal import get_portal
-from .base import Event, Progress, Revision, ServiceInfo, ServiceSpec
+from .base import Event, Finding, Progress, Revision, ServiceInfo, ServiceSpec, VolumeStore, curl_line
 
 __all__ = ["InsideBackend", "inside_backend", "look_up"]
 
@@ -190,6 +190,15 @@ class InsideBackend:
         for event in nothing:
             yield event
 
+    def curl(self, info: ServiceInfo, function: str) -> str:
+        """The shell line that calls it, with the token left to whoever runs it: no file here has it."""
+        assert info.endpoint is not None
+        return curl_line(info.endpoint.url, function, "$KT_TOKEN")
+
+    async def examine(self) -> Sequence[Finding]:
+        """That calls are all there is here."""
+        return [Finding("cluster", "note", "this pod has no rights in the cluster: it can call services, nothing else")]
+
     # -- what needs rights -------------------------------------------------------------------------------------------
 
     async def apply(self, spec: ServiceSpec, progress: Progress) -> Revision:
@@ -212,7 +221,17 @@ class InsideBackend:
         """
         self._refuse(f'"{name}" can\'t be ended from inside a pod', name)
 
-    def _refuse(self, what: str, name: str) -> NoReturn:
+    async def volumes(self) -> VolumeStore:
+        """Say that there are none here.
+
+        Raises
+        ------
+        DeployError
+            Always.
+        """
+        self._refuse("volumes can't be looked after from inside a pod", None)
+
+    def _refuse(self, what: str, name: str | None) -> NoReturn:
         raise DeployError(
             f"{what} that has no rights in the cluster: its calls need none. Do it from the notebook; or give the "
             "pod's service a service account with the role edit (kt.Compute(service_account_name=...)) and an image "

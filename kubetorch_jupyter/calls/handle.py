@@ -340,7 +340,7 @@ def spawn(
     target, method, args, kwargs, options
         As for `invoke`. The arguments are taken as they are now.
     """
-    payload: Payload = encode_arguments(args, kwargs, options, snapshot=True)
+    payload: Payload = encode_arguments(target, args, kwargs, options, snapshot=True)
 
     here = contextvars.copy_context()
 

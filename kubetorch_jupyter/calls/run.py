@@ -18,6 +18,7 @@ from typing import Any
 from pod_server import serialization, wire
 from pod_server.wire import FrameType, LogKind
 
+from ..by_source import dump_arguments
 from ..errors import (
     CallCancelledError,
     CallTimeoutError,
@@ -49,12 +50,14 @@ Outcome = tuple[int, Mapping[str, Any], Sequence[wire.Buffer]] | Exception
 
 
 def encode_arguments(
-    args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, *, snapshot: bool
+    target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions, *, snapshot: bool
 ) -> Payload:
     """The payload of a call.
 
     Parameters
     ----------
+    target
+        What is called: whether its pod has this Python is what counts.
     args, kwargs
         The arguments.
     options
@@ -77,6 +80,8 @@ def encode_arguments(
             )
         value = args[0] if args else None
     try:
+        if ser == "pickle" and target.foreign:
+            return dump_arguments(value, snapshot=snapshot)
         return serialization.dumps(value, ser=ser, snapshot=snapshot)
     except serialization.TooLargeError as e:
         raise PayloadTooLargeError(str(e), size=e.size, limit=serialization.MAX_BYTES) from None

@@ -129,6 +129,8 @@ class Replicas:
         #: How many there should be, as far as is known.
         self._size = len(self._replicas)
         self._portal = get_portal()
+        #: The minor version of the pods' Python, once one of them has been connected to.
+        self.python: str | None = None
         self._turn = 0
         self._looking: asyncio.Task[None] | None = None
         self._look_at = 0.0
@@ -235,7 +237,11 @@ class Replicas:
         for replica in self._replicas:
             session = await get_session(replica.endpoint, connect=False)
             if session is not None and session.usable:
-                replica.session = session
+                self._take(replica, session)
+
+    def _take(self, replica: Replica, session: Session) -> None:
+        replica.session = session
+        self.python = session.welcome.get("python")
 
     async def versions(self) -> set[str]:
         """Of the code in those that calls may be started on."""
@@ -301,7 +307,7 @@ class Replicas:
                 if self._prepare is not None:
                     await self._prepare(session)
                 self._remember([replica])
-                replica.session = session
+                self._take(replica, session)
                 self._pause = _LOOK[0]
             replica.error = None
         except (KubetorchError, RemoteFailure, OSError) as e:

@@ -18,6 +18,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request as HandshakeRequest
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+
 Answer = tuple[int, Any, dict[str, str]]
 
 
@@ -72,6 +77,7 @@ class ApiServer:
         self._tasks: set[asyncio.Task[Any]] = set()
         self.writers: set[asyncio.StreamWriter] = set()
         self.watches = 0
+        self.forwards = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -192,6 +198,10 @@ class ApiServer:
                 headers = {k.strip().lower(): v.strip() for k, _, v in (line.partition(":") for line in lines) if k}
                 parts = urlsplit(target)
                 request = Request(method, unquote(parts.path), dict(parse_qsl(parts.query)), headers, raw=head)
+                if request.path.endswith("/portforward") and self._refused(request) is None:
+                    self.requests.append(request)
+                    await self._forward(request, reader, writer)
+                    return
                 if "/proxy" in request.path and self._refused(request) is None and not self.next:
                     self.requests.append(request)
                     if await self._proxy(request, reader, writer):
@@ -199,7 +209,7 @@ class ApiServer:
                     continue
                 if length := int(headers.get("content-length", 0)):
                     body = await reader.readexactly(length)
-                    request.body = json.loads(body)
+                    request.body = json.loads(body) if "json" in headers.get("content-type", "") else None
                 self.requests.append(request)
                 if self.next and isinstance(self.next[0], str):
                     self.next.pop(0)
@@ -315,6 +325,59 @@ class ApiServer:
             self.writers.discard(back)
             back.transport.abort()
         return True
+
+    async def _forward(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """A port-forward, as the kubelet speaks it: two channels, each of which begins with the port's number."""
+        ws = ServerProtocol(subprotocols=[Subprotocol("v4.channel.k8s.io")], max_size=None)
+        ws.receive_data(request.raw.encode("latin-1"))
+        [handshake] = ws.events_received()
+        assert isinstance(handshake, HandshakeRequest)
+        ws.send_response(ws.accept(handshake))
+
+        def say(channel: int, data: bytes) -> None:
+            ws.send_binary(bytes([channel]) + data)
+            writer.writelines(ws.data_to_send())
+
+        number = int(request.query["ports"]).to_bytes(2, "little")
+        say(0, number)
+        say(1, number)
+        self.forwards += 1
+        try:
+            if self.backend is None:
+                say(1, b"failed to connect to localhost:32300 inside namespace: connection refused")
+                ws.send_close(1000)
+                writer.writelines(ws.data_to_send())
+                await writer.drain()
+                return
+            there, back = await asyncio.open_connection(*self.backend)
+
+            async def up() -> None:
+                while data := await reader.read(1 << 18):
+                    ws.receive_data(data)
+                    for frame in ws.events_received():
+                        assert isinstance(frame, Frame)
+                        if frame.opcode is Opcode.BINARY:
+                            assert frame.data[0] == 0
+                            back.write(bytes(frame.data[1:]))
+                            await back.drain()
+                        elif frame.opcode is Opcode.CLOSE:
+                            return
+
+            async def down() -> None:
+                while data := await there.read(32 << 10):
+                    say(0, data)
+                    await writer.drain()
+
+            self.writers.add(back)
+            tasks = [asyncio.ensure_future(up()), asyncio.ensure_future(down())]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.writers.discard(back)
+            back.transport.abort()
+        finally:
+            self.forwards -= 1
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -148,8 +148,8 @@ def test_gone(server: ApiServer, cache: NamespaceCache, monkeypatch: pytest.Monk
     assert here(lambda: cache.gone("train-1-0")) is None
 
     def soon(**changes: Any) -> str:
-        server.put("pods", thing("train-1-0", **changes))
-        _until(lambda: cache.gone("train-1-0"))
+        version = server.put("pods", thing("train-1-0", **changes))["metadata"]["resourceVersion"]
+        _until(lambda: cache._pods.objects["train-1-0"]["metadata"]["resourceVersion"] == version)
         return str(here(lambda: cache.gone("train-1-0")))
 
     evicted = {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: memory"}

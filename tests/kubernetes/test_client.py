@@ -385,6 +385,9 @@ def test_exec_plugins_that_fail(server: ApiServer, tmp_path: Path) -> None:
             run(cluster.list(Kind.POD, "team"))
         assert "the exec plugin ./login" in str(caught.value)
         assert "failed with exit code 1:\nthe SSO session has expired\n" in str(caught.value)
+        with pytest.raises(KubernetesCredentialsError, match="the SSO session has expired"):
+            run(cluster.list(Kind.POD, "team"))
+        assert (tmp_path / "n").read_text() == "1"  # not run again at once: it may open a browser
     user["exec"] = {"apiVersion": "v", "command": "no-such-plugin", "installHint": "pip install it"}
     with (
         opened(apiserver.kubeconfig(path, server.url, user)) as cluster,
@@ -498,6 +501,12 @@ def test_kubeconfigs_that_make_no_sense(nowhere: Path) -> None:
         (json.dumps({**good, "clusters": []}), "has no cluster called 'c'"),
         (json.dumps({**good, "users": []}), "has no user called 'u'"),
         (json.dumps({**good, "clusters": [{"name": "c", "cluster": {}}]}), "has no server"),
+        (
+            json.dumps(
+                {**good, "clusters": [{"name": "c", "cluster": {"server": "https://a", "proxy-url": "socks5://b"}}]}
+            ),
+            "socks5://b is not supported",
+        ),
         (json.dumps({**good, "clusters": 3}), "something else than a list of clusters"),
     ):
         path.write_text(text)

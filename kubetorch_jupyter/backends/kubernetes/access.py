@@ -101,7 +101,7 @@ def _proxy(cluster: Cluster) -> str | None:
     found = urllib.request.getproxies().get(parts.scheme)
     if not found or urllib.request.proxy_bypass(parts.netloc) or urllib.request.proxy_bypass(parts.hostname or ""):
         return None
-    return found
+    return found if "://" in found else f"http://{found}"
 
 
 # -- probes ------------------------------------------------------------------------------------------------------------
@@ -182,8 +182,9 @@ async def _request(endpoint: Endpoint, method: str, path: str, *, renew: bool = 
             writer.write(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
             head = await reader.readuntil(b"\r\n\r\n")
             first, *rest = head.decode("latin-1").split("\r\n")
-            body = await reader.read(_ANSWER)
-            ours = any(line.partition(":")[0].strip().lower() == POD_HEADER.lower() for line in rest)
-            return int(first.split(" ")[1]), ours, body.decode("utf-8", "replace")
+            said = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in rest)}
+            length = said.get("content-length", "")
+            body = await reader.readexactly(min(int(length), _ANSWER)) if length else await reader.read(_ANSWER)
+            return int(first.split(" ")[1]), POD_HEADER.lower() in said, body.decode("utf-8", "replace")
         finally:
             writer.transport.abort()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import datetime
 import json
 import logging
@@ -30,6 +31,8 @@ log = logging.getLogger(__name__)
 _REREAD = 30.0
 #: What expires within so many seconds counts as expired.
 _SKEW = 30.0
+#: What has failed fails again for so many seconds without being tried: some plugins open a browser each time.
+_FAILED = 3.0
 #: How long an exec plugin may take, in seconds: some ask a server of their own.
 _PLUGIN_TIMEOUT = 60.0
 
@@ -59,6 +62,8 @@ class Credentials:
         #: When what we have expires, in unix time: a machine that slept must not trust its monotonic clock.
         self._expires = float("inf")
         self._lock = asyncio.Lock()
+        #: When the last try failed (monotonic), and how.
+        self._failed: tuple[float, KubernetesCredentialsError] | None = None
         self._plugin: Mapping[str, Any] | None = self._user.get("exec") or None
         self.kind = _kind(self._user)
         self.tls: ssl.SSLContext | None = None
@@ -131,7 +136,13 @@ class Credentials:
                 return self._headers  # somebody else has just got them
             if renew and self._plugin is None and not self._settings.in_cluster:
                 await asyncio.to_thread(self._reload)
-            authorization, until = await self._fetch()
+            if self._failed is not None and time.monotonic() - self._failed[0] < _FAILED:
+                raise copy.copy(self._failed[1])
+            try:
+                authorization, until = await self._fetch()
+            except KubernetesCredentialsError as e:
+                self._failed = time.monotonic(), e
+                raise
             headers = {"Authorization": authorization} if authorization else {}
             if self._user.get("as"):
                 headers["Impersonate-User"] = str(self._user["as"])

@@ -171,6 +171,9 @@ def _from_files(paths: Sequence[Path], context: str | None, what: str) -> Settin
         raise ConfigError(
             f"{merged.where}: the cluster of context {name!r} has no server, or not an address: {server!r}"
         )
+    proxy = cluster.get("proxy-url") or None
+    if proxy is not None and not str(proxy).startswith("http://"):
+        raise ConfigError(f"{merged.where}: the proxy-url {proxy} is not supported here; use an http:// proxy")
     user: Mapping[str, Any] = {}
     base = folder
     user_name = str(section.get("user") or "")
@@ -188,7 +191,7 @@ def _from_files(paths: Sequence[Path], context: str | None, what: str) -> Settin
         ca=ca.decode("ascii", "replace") if ca else None,
         verify=not cluster.get("insecure-skip-tls-verify"),
         server_name=cluster.get("tls-server-name") or None,
-        proxy=cluster.get("proxy-url") or None,
+        proxy=proxy,
     )
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ...errors import DeployError, PodLostError, ResourceNotAvailableError
+from ...errors import DeployError, PodLostError, ResourceNotAvailableError, SecretNotFound
 from ...transport.endpoint import Endpoint
 from ...transport.portal import get_portal
 from ..base import Progress
@@ -96,6 +96,7 @@ class Space:
                     progress.note(line)
             elif volume.name in wanted:
                 await self._create_unless_there(wanted[volume.name])
+                progress.note(f'the volume "{volume.name}" of {volume.size} is made; it outlives the service')
             else:
                 raise ResourceNotAvailableError(
                     f'service "{plan.service}": there is no volume "{volume.name}" in namespace {self.namespace}; '
@@ -103,6 +104,25 @@ class Space:
                     service=plan.service,
                     reason="NotFound",
                 )
+
+    async def check_secrets(self, plan: Plan) -> None:
+        """Look whether the secrets are there that the cluster should have; the kubelet says it seconds later.
+
+        Raises
+        ------
+        SecretNotFound
+            When one isn't.
+        """
+        named = [source.name for source in plan.secrets if source.existing]
+        found = await asyncio.gather(*(self.cluster.get(Kind.SECRET, self.namespace, name) for name in named))
+        if missing := [name for name, secret in zip(named, found, strict=True) if secret is None]:
+            raise SecretNotFound(
+                f'service "{plan.service}": there is no Secret "{missing[0]}" in namespace {self.namespace}: '
+                f"make it (kubectl create secret generic), or give the values with "
+                f'kt.secret("{missing[0]}", values={{...}})',
+                service=plan.service,
+                reason="NotFound",
+            )
 
     async def _create_unless_there(self, manifest: Raw) -> None:
         try:
