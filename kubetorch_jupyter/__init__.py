@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from .overview import attach, calls, services, teardown
     from .preview import preview
     from .secret import Secret, secret
-    from .volume import Volume
+    from .storage import Volume
 
 __version__ = "0.1.0"
 
@@ -147,7 +147,7 @@ _HOME = {
     "Image": "image",
     "Module": "callables",
     "Secret": "secret",
-    "Volume": "volume",
+    "Volume": "storage",
     "attach": "overview",
     "calls": "overview",
     "cls": "callables",

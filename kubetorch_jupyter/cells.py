@@ -14,10 +14,10 @@ from .callables import Cls, RemoteMethod, cls
 from .calls import Call
 from .compute import Compute
 from .errors import ConfigError, NotDeployedError, ServiceNotFoundError
-from .identity import describe_client
+from .identity import describe_client, service_name
 from .module import Module
 from .overview import services
-from .service import Service, service_name
+from .service import Service
 
 __all__ = ["Cells", "default_name"]
 
@@ -136,11 +136,17 @@ class Cells:
         Raises
         ------
         ConfigError
-            When a service of that name is no namespace.
+            When a service of that name is no namespace; for more than one replica: each would have variables of its
+            own.
         DeployError
             When no pod can be had.
         """
         __tracebackhide__ = True
+        if compute is not None and compute.replicas > 1:
+            raise ConfigError(
+                f'"{self._name}" is a namespace for cells, which is one pod: with replicas={compute.replicas} each '
+                "would have variables of its own"
+            )
         handle = cls(Namespace, name=self._name)
         lives = self._lives()
         if lives and compute is None:

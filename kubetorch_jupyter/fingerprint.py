@@ -33,7 +33,7 @@ from cloudpickle import cloudpickle as _cp
 
 from .sources import is_local_file
 
-__all__ = ["Survey"]
+__all__ = ["Survey", "is_by_value", "is_users"]
 
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
 #: Containers of more items are first tried as a whole.
@@ -102,7 +102,7 @@ def _marshal(value: Any) -> bytes | None:
 
 
 @functools.lru_cache(maxsize=1024)
-def _is_users(file: str) -> bool:
+def is_users(file: str) -> bool:
     """Whether code was written by the user: not by a library's decorator, nor generated as by `dataclasses`."""
     return file != "<string>" and (not os.path.isabs(file) or is_local_file(file))
 
@@ -290,7 +290,7 @@ class Survey:
         if key not in self._seen_variables:
             self._seen_variables.add(key)
             self._keep.append(where)
-            if not isinstance(value, types.ModuleType) and _is_users(f.__code__.co_filename):
+            if not isinstance(value, types.ModuleType) and is_users(f.__code__.co_filename):
                 self.captured[path] = value
         self._visit(value, path)
 

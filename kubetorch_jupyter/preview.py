@@ -19,7 +19,7 @@ from pod_server._unpicklable import type_name
 from . import sources
 from .errors import ConfigError
 from .markup import table
-from .shipping import gather, pickled_size
+from .shipping import PYTHON, gather, pickled_size
 from .values import readable_size
 
 __all__ = ["Captured", "Preview", "SentModule", "preview"]
@@ -108,6 +108,7 @@ def preview(
     *,
     init_args: Any = None,
     sync_dir: str | os.PathLike[str] | bool | None = None,
+    python: str | None = None,
 ) -> Preview:
     """Show what would travel with a callable: captured variables, local modules, and the packages that the pod needs.
 
@@ -117,11 +118,15 @@ def preview(
         What ``kt.fn`` or ``kt.cls`` would be given; a handle shows the callable that it was made from.
     init_args, sync_dir
         As for ``.to`` and ``kt.fn``.
+    python
+        The minor version of the pod's Python, ``"3.12"``, where it isn't this one's: then code goes by its source.
 
     Raises
     ------
     SerializationError
         When something can't be sent; the same error that ``.to`` raises.
+    VersionMismatchError
+        When it would have to go by its source, and something of it has none.
     ConfigError
         For a handle that has no code, from ``from_name``.
 
@@ -139,7 +144,7 @@ def preview(
             raise ConfigError(f'"{source.name}" was made from a name only; there is no code here that could travel')
         target = source.target
         sync_dir = source.sync_dir if sync_dir is None else sync_dir
-    packed = gather(target, None, init_args, sync_dir)
+    packed = gather(target, None, init_args, sync_dir, PYTHON if python is None else python)
     captured = [Captured(path, _kind(value), _size(value)) for path, value in packed.survey.captured.items()]
     if init_args is not None:
         captured.append(Captured("init_args", type_name(init_args), pickled_size(init_args)))

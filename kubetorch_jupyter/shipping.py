@@ -15,7 +15,7 @@ import platform
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cloudpickle
@@ -23,16 +23,19 @@ import cloudpickle
 from pod_server import serialization
 from pod_server._unpicklable import describe
 
-from . import sources
-from .errors import ConfigError, PayloadTooLargeError, SerializationError
+from . import by_source, sources
+from .errors import ConfigError, PayloadTooLargeError, SerializationError, VersionMismatchError
 from .fingerprint import Survey
+from .steps import PackedSteps, pack_steps
 
-__all__ = ["CAPTURE_WARNING", "Bundle", "describe_interface", "display_name", "pack"]
+__all__ = ["CAPTURE_WARNING", "PYTHON", "Bundle", "describe_interface", "display_name", "pack"]
 
 Buffer = serialization.Buffer
 
 #: A captured value of more bytes than this gets a warning that names the variable.
 CAPTURE_WARNING = 16 * 1024**2
+#: The minor version of this Python.
+PYTHON = "{}.{}".format(*sys.version_info)
 #: The interface is part of a frame's meta, which has 64 KiB in all.
 _INTERFACE_BYTES = 24 * 1024
 _DOC_CHARS = 2000
@@ -58,6 +61,12 @@ class Bundle:
         The local modules that travel: the number of files and bytes of each.
     packages
         Top-level names that the code imports and that the pod must have installed.
+    python
+        The minor version of the pods that it is for. For another than this one's, code is in it as its source.
+    again
+        Packs the same callable, as it is then, for pods of another minor version.
+    steps
+        The steps of the image, with the files that they bring; None: there are none.
     """
 
     version: str
@@ -67,10 +76,13 @@ class Bundle:
     warnings: tuple[str, ...] = ()
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     packages: frozenset[str] = frozenset()
+    steps: PackedSteps | None = None
+    python: str = PYTHON
+    again: Callable[[str], Bundle] | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
-        """All that travels, in bytes."""
+        """The code in bytes, without what steps bring."""
         return serialization.nbytes(self.buffers)
 
 
@@ -108,6 +120,7 @@ def pack(
     init_args: Any = None,
     sync_dir: str | os.PathLike[str] | bool | None = None,
     compute: Any = None,
+    python: str = PYTHON,
 ) -> Bundle:
     """Pack a callable with everything that it needs in the pod.
 
@@ -125,7 +138,9 @@ def pack(
         None: the local modules that the callable uses, found by itself. False: none. A path: that folder, and the
         local modules that are used and aren't in it.
     compute
-        Taken for the sake of symmetry with the backends; nothing of it travels in the bundle.
+        The steps of its image travel with the code.
+    python
+        The minor version of the pod's Python. Where it isn't this one's, the callable goes by its source.
 
     Returns
     -------
@@ -135,10 +150,12 @@ def pack(
     ------
     SerializationError
         When something can't be pickled; names the variable and the path to it.
+    VersionMismatchError
+        When it has to go by its source, and something of it has none; names that too.
     PayloadTooLargeError
         When it is more than 4 GiB.
     ConfigError
-        When ``target`` can't be called, or ``sync_dir`` is no folder.
+        When ``target`` can't be called, ``sync_dir`` is no folder, or a file that a step brings isn't there.
 
     Examples
     --------
@@ -149,13 +166,14 @@ def pack(
     if not callable(target):
         raise ConfigError(f"only something that can be called can be deployed, not a {type(target).__name__}")
     kind = kind or ("cls" if isinstance(target, type) else "fn")
-    packed = gather(target, name, init_args, sync_dir)
+    steps = pack_steps(compute.image if compute is not None else None)
+    packed = gather(target, name, init_args, sync_dir, python)
     try:
         zipped, modules_hash = sources.pack_zip(packed.tree)
     except OSError as e:
         raise ConfigError(f"a file of a local module can't be read: {e}") from e
     header = {
-        "how": "pickle",
+        "how": "pickle" if python == PYTHON else "source",
         "init": init_args is not None,
         "module_name": getattr(target, "__module__", None),
         "qualname": getattr(target, "__qualname__", None),
@@ -164,15 +182,14 @@ def pack(
     buffers: list[Buffer] = [json.dumps(header).encode(), _dump_sources(cells), zipped, *packed.pickled]
     if (size := serialization.nbytes(buffers)) > serialization.MAX_BYTES:
         raise PayloadTooLargeError(f"{packed.name}: {serialization.TooLargeError(size)}")
-    python = "{}.{}".format(*sys.version_info)
     version = hashlib.blake2b(digest_size=16)
-    for part in (kind, packed.name, python, packed.survey.hexdigest(), modules_hash):
+    for part in (kind, packed.name, f"{PYTHON} {python}", packed.survey.hexdigest(), modules_hash):
         version.update(f"{len(part)}:{part}".encode())
     worker = hashlib.blake2b(f"{modules_hash} {platform.python_version()}".encode(), digest_size=16)
     meta = {
         "kind": kind,
         "name": packed.name,
-        "python": python,
+        "python": PYTHON,
         "cloudpickle": cloudpickle.__version__,
         "interface": describe_interface(target, kind),
     }
@@ -181,9 +198,15 @@ def pack(
         worker=worker.hexdigest(),
         meta=meta,
         buffers=buffers,
-        warnings=tuple(packed.warnings),
+        warnings=(*packed.warnings, *(steps.warnings if steps is not None else ())),
         modules=dict(packed.tree.modules),
         packages=frozenset(packed.tree.imports),
+        steps=steps,
+        python=python,
+        again=lambda python: replace(
+            pack(target, name=name, kind=kind, init_args=init_args, sync_dir=sync_dir, compute=compute, python=python),
+            steps=steps,
+        ),
     )
 
 
@@ -192,10 +215,11 @@ def gather(
     name: str | None = None,
     init_args: Any = None,
     sync_dir: str | os.PathLike[str] | bool | None = None,
+    python: str = PYTHON,
 ) -> _Packed:
     """Pickle a callable, go through what it captures, and find the local modules that it uses."""
     name = name or display_name(target)
-    pickled = _pickle(target, init_args, name)
+    pickled = _pickle(target, init_args, name, python)
     survey = Survey(name)
     survey.add(target)
     survey.add(init_args, "init_args")
@@ -240,23 +264,45 @@ _HINT_OF = {
 }
 
 
-def _pickle(target: Any, init_args: Any, name: str) -> list[Buffer]:
+def _pickle(target: Any, init_args: Any, name: str, python: str) -> list[Buffer]:
     """One pickle of both, so that what they share is one object in the pod too."""
+    dumps: Callable[[Any], list[Buffer]] = serialization.dumps
+    failure = serialization.failure
+    if python != PYTHON:
+        dumps, failure = by_source.dumps, by_source.failure
     try:
-        return serialization.dumps((target, init_args))
+        return dumps((target, init_args))
     except serialization.TooLargeError as e:
         raise PayloadTooLargeError(f"{name} with what it captures can't be sent: {e}") from e
-    except serialization.EncodeError as e:
+    except Exception as e:
+        if isinstance(e, MemoryError) or (python == PYTHON and not isinstance(e, serialization.EncodeError)):
+            raise
         cause = e.__cause__ if isinstance(e.__cause__, Exception) else e
-        problem = serialization.failure(target)
+        problem = failure(target)
         root, culprit = (name, target) if problem is not None else ("init_args", init_args)
-        path, type_name, reason = describe(culprit, problem or cause, serialization.failure, root)
+        path, type_name, reason = describe(culprit, problem or cause, failure, root)
+        no_source = problem or cause
+        if isinstance(no_source, by_source.NoSource):
+            raise _no_source(name, path, no_source, python) from None
         hint = _HINTS.get(_HINT_OF.get(type_name, ""), "make it inside the function, or leave it out of what is sent")
         raise SerializationError(
             f"{name} can't be sent to a pod: {path} is of type {type_name}: {reason}. To cure it, {hint}",
             type_name=type_name,
             path=path,
         ) from cause
+
+
+def _no_source(name: str, path: str, reason: by_source.NoSource, python: str) -> VersionMismatchError:
+    # Where a class is in the way, all that has to do with it is, and the path is of the first that was looked at.
+    where = "" if path == name or ".__" in path else f" (at {path})"
+    return VersionMismatchError(
+        f"{name} can't be sent: Python differs, {PYTHON} here and {python} in the pod, so that functions and classes "
+        f"go by their source, and {reason}{where}. Use an image with Python {PYTHON}, for example "
+        f'Image(image_id="python:{PYTHON}-slim"), or define it with `def` or `class` in a cell of its own',
+        what="python",
+        client=PYTHON,
+        pod=python,
+    )
 
 
 def _size_warnings(survey: Survey, init_args: Any, total: int) -> list[str]:

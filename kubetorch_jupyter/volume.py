@@ -1,8 +1,12 @@
-"""Storage that outlives pods: a PersistentVolumeClaim and where it is mounted. A description only."""
+"""Storage that outlives pods: a PersistentVolumeClaim and where it is mounted. A description only.
+
+What users have as ``kt.Volume`` is the one of ``storage.py``, which can also make and delete what it describes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 from .errors import ConfigError
 from .markup import code
@@ -15,7 +19,7 @@ _ACCESS_MODES = ("ReadWriteOnce", "ReadWriteMany", "ReadOnlyMany", "ReadWriteOnc
 
 @dataclass(frozen=True)
 class Volume:
-    """A volume that services mount.
+    """The description of a volume that services mount.
 
     Parameters
     ----------
@@ -61,8 +65,8 @@ class Volume:
             check_name(self.namespace, "Volume: namespace")
 
     @classmethod
-    def from_name(cls, name: str, *, mount_path: str | None = None, namespace: str | None = None) -> Volume:
-        """A volume that is already there; looked up when a service is deployed with it."""
+    def from_name(cls, name: str, *, mount_path: str | None = None, namespace: str | None = None) -> Self:
+        """A volume that is already there."""
         return cls(name, mount_path=mount_path, namespace=namespace)
 
     def _repr_html_(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import sys
 import threading
 import types
 import weakref
@@ -15,7 +16,7 @@ from typing import Any, ClassVar
 import cloudpickle
 from cloudpickle import cloudpickle as _cp
 
-__all__ = ["Pickler", "Unpickler", "failure"]
+__all__ = ["ForeignCodeError", "NamePickler", "Pickler", "Unpickler", "failure", "name_failure"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -50,10 +51,27 @@ def _reduce_weak_dict(value: Any) -> Any:
 _FILENAME = 10
 
 
+class ForeignCodeError(Exception):
+    """Bytecode of another Python came."""
+
+
+_PYTHON = "{}.{}".format(*sys.version_info)
+
+
+def _make_code(python: str, make: Any, args: tuple[Any, ...]) -> Any:
+    """A code object, if its bytecode is this Python's: another one takes it without complaint and misbehaves."""
+    if python != _PYTHON:
+        raise ForeignCodeError(
+            f"the function {args[_FILENAME + 1]} was compiled by Python {python}, this is {_PYTHON}, and bytecode is "
+            "good for its own version only: use an image with the client's Python, or deploy the function"
+        )
+    return make(*args)
+
+
 def _reduce_code(code: types.CodeType) -> Any:
     """With the name of its file, by which tracebacks find the cell's lines: cloudpickle 3.1.3 leaves it out."""
     make, args = _cp._code_reduce(code)
-    return make, (*args[:_FILENAME], code.co_filename, *args[_FILENAME + 1 :])
+    return _make_code, (_PYTHON, make, (*args[:_FILENAME], code.co_filename, *args[_FILENAME + 1 :]))
 
 
 class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -77,6 +95,36 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         return super().reducer_override(obj)
 
 
+class NamePickler(Pickler):
+    """For a Python of another minor version: what cloudpickle would take by value goes by its name in ``__main__``."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """As `Pickler`'s, but for functions and classes of ``__main__``."""
+        if isinstance(obj, (types.FunctionType, functools._lru_cache_wrapper)):
+            by_value = not _cp._should_pickle_by_reference(obj) if isinstance(obj, types.FunctionType) else True
+        else:
+            by_value = isinstance(obj, type) and obj.__module__ != "builtins"
+            by_value = by_value and not _cp._should_pickle_by_reference(obj)
+        if not by_value:
+            return super().reducer_override(obj)
+        if _is_named(obj):
+            return obj.__qualname__
+        kind = "class" if isinstance(obj, type) else "function"
+        raise pickle.PicklingError(
+            f"the other side has another Python than {_PYTHON}, where a {kind} of the notebook can only go by its "
+            f"name, and {obj.__qualname__} isn't what that name stands for: send data, use a name of the deployed "
+            "code, or use an image with the client's Python"
+        )
+
+
+def _is_named(obj: Any) -> bool:
+    """Whether pickle finds it by its name, in ``__main__`` or, a cached function, in a module."""
+    found: Any = sys.modules.get(obj.__module__)
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
+
+
 class _Sink:
     """A file that forgets."""
 
@@ -86,8 +134,17 @@ class _Sink:
 
 def failure(value: object) -> Exception | None:
     """Why a value can't be pickled, or None when it can be."""
+    return _failure(Pickler, value)
+
+
+def name_failure(value: object) -> Exception | None:
+    """The same for a Python of another minor version."""
+    return _failure(NamePickler, value)
+
+
+def _failure(pickler: type[Pickler], value: object) -> Exception | None:
     try:
-        Pickler(_Sink(), protocol=5, buffer_callback=lambda _: False).dump(value)
+        pickler(_Sink(), protocol=5, buffer_callback=lambda _: False).dump(value)
     except Exception as e:  # whatever a user's __reduce__ raises is the answer
         return e
     return None

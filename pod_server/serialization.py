@@ -16,22 +16,25 @@ import json
 import pickle
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ._pickling import Pickler, Unpickler, failure
+from ._pickling import ForeignCodeError, NamePickler, Pickler, Unpickler, failure, name_failure
 from ._unpicklable import describe
+from .by_source import Space
 
 __all__ = [
     "MAX_BYTES",
     "DecodeError",
     "EncodeError",
     "TooLargeError",
+    "dump_with",
     "dumps",
     "failure",
     "load_code",
     "loads",
     "nbytes",
+    "set_foreign",
 ]
 
 Buffer = bytes | bytearray | memoryview
@@ -198,6 +201,17 @@ def dumps(value: Any, *, ser: str = "pickle", snapshot: bool = False) -> list[Bu
 
 
 def _dump_any(value: Any, snapshot: bool) -> list[Buffer]:
+    try:
+        return dump_with(NamePickler if _foreign else Pickler, value, snapshot)
+    except Exception as e:
+        if isinstance(e, MemoryError):
+            raise
+        path, type_name, reason = describe(value, e, name_failure if _foreign else failure)
+        raise EncodeError(f"can't send {path}, {_an(type_name)}: {reason}", path, type_name) from e
+
+
+def dump_with(pickler: Callable[..., Any], value: Any, snapshot: bool = False) -> list[Buffer]:
+    """The buffers of a value that a pickler makes; what it raises is raised as it is."""
     out: list[Buffer] = []
 
     def keep(buffer: pickle.PickleBuffer) -> bool:
@@ -211,14 +225,21 @@ def _dump_any(value: Any, snapshot: bool) -> list[Buffer]:
         return False
 
     file = io.BytesIO()
-    try:
-        Pickler(file, protocol=5, buffer_callback=keep).dump(value)
-    except Exception as e:
-        if isinstance(e, MemoryError):
-            raise
-        path, type_name, reason = describe(value, e, failure)
-        raise EncodeError(f"can't send {path}, {_an(type_name)}: {reason}", path, type_name) from e
+    pickler(file, protocol=5, buffer_callback=keep).dump(value)
     return [file.getvalue(), *out]
+
+
+_foreign = False
+
+
+def set_foreign(foreign: bool) -> None:
+    """Say, in a pod, whether the code's client has another Python.
+
+    Then functions and classes of ``__main__`` go by their names: they are the client's own, and bytecode would mean
+    nothing there.
+    """
+    global _foreign
+    _foreign = foreign
 
 
 def _an(type_name: str) -> str:
@@ -287,18 +308,28 @@ def loads(buffers: Sequence[Buffer], ser: str = "pickle") -> Any:
     raise ValueError(f'serialization is "pickle", "json" or "none", not {ser!r}')
 
 
-def load_code(buffers: Sequence[Buffer]) -> Any:
+def load_code(buffers: Sequence[Buffer], space: Space | None = None) -> Any:
     """Like `loads`, for the code of a deploy: the user's classes are made anew, also those of an earlier deploy.
 
     Instances that come with later calls belong to the new classes; calls that still run keep the old ones.
+
+    Parameters
+    ----------
+    buffers
+        As the client made them.
+    space
+        Where code that came by its source is made; None: it came by value.
     """
-    return _load(buffers, fresh=True)
+    if space is None:
+        return _load(buffers, fresh=True)
+    with space.open():
+        return _load(buffers, fresh=True, space=space)
 
 
 _DYNAMIC = re.compile(rb"_class_setstate")
 
 
-def _load(buffers: Sequence[Buffer], fresh: bool) -> Any:
+def _load(buffers: Sequence[Buffer], fresh: bool, space: Space | None = None) -> Any:
     if not buffers:
         raise DecodeError("no bytes came")
     data = buffers[0]
@@ -312,7 +343,11 @@ def _load(buffers: Sequence[Buffer], fresh: bool) -> Any:
             raise _decode_error(e, _last_global(data, rest)) from e
     unpickler = Unpickler(data, rest, fresh)
     try:
-        return unpickler.load()
+        value = unpickler.load()
+        if space is not None:
+            while (later := unpickler.load()) is not None:
+                space.add(later)
+        return value
     except Exception as e:
         raise _decode_error(e, unpickler.last) from e
     finally:
@@ -339,6 +374,14 @@ def _decode_error(e: Exception, last: str) -> Exception:
     if isinstance(e, ModuleNotFoundError):
         missing = e.name or ""
         return DecodeError(f"{what} can't be made here: module {missing!r} is not installed", last, missing)
+    if isinstance(e, ForeignCodeError):
+        return DecodeError(str(e), last)
+    if isinstance(e, AttributeError) and last.startswith("__main__."):
+        return DecodeError(
+            f"there is no {last.partition('.')[2]} here: between different versions of Python, functions and classes "
+            "of a notebook go by their names, and the deployed code has to use it",
+            last,
+        )
     if isinstance(e, AttributeError):
         return DecodeError(f"{what} can't be made here (other version of its package?): {e}", last)
     if isinstance(e, (pickle.UnpicklingError, EOFError)):

@@ -12,6 +12,7 @@ import os
 import pickle
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,10 @@ from typing import Any
 from pod_server import exceptions, serialization
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+#: How the process begins: with a ``__main__`` that is the user's alone.
+START = "from tests import podlet; podlet._serve()"
 
 
 def _serve() -> None:
@@ -69,17 +74,21 @@ class Podlet:
     ----------
     directory
         Its working directory, where modules are unpacked.
+    python
+        The interpreter; another one than this finds cloudpickle where this one has it.
     env
         Changes of the environment.
     """
 
-    def __init__(self, directory: Path, **env: str) -> None:
+    def __init__(self, directory: Path, python: str = sys.executable, **env: str) -> None:
+        path = [str(ROOT)] if python == sys.executable else [str(ROOT), sysconfig.get_paths()["purelib"]]
+        self.foreign = python != sys.executable
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tests.podlet", str(directory)],
+            [python, "-c", f"import sys; del sys.path[0]; {START}", str(directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path), **env},
         )
 
     def _ask(self, what: str, meta: Any, buffers: Sequence[Any] = ()) -> Any:
@@ -99,11 +108,18 @@ class Podlet:
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function that was loaded."""
-        return self._ask("call", None, serialization.dumps((args, kwargs)))
+        return self._ask("call", None, self._dumps(args, kwargs))
 
     def call_method(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call a method of the instance that was constructed."""
-        return self._ask("call", method, serialization.dumps((args, kwargs)))
+        return self._ask("call", method, self._dumps(args, kwargs))
+
+    def _dumps(self, args: Any, kwargs: Any) -> Any:
+        if self.foreign:
+            from kubetorch_jupyter import by_source  # which the far side doesn't have
+
+            return by_source.dump_arguments((args, kwargs), snapshot=False)
+        return serialization.dumps((args, kwargs))
 
     def eval(self, expression: str) -> Any:
         """The value of an expression there; it sees ``sys``, ``os`` and ``code``."""
@@ -148,10 +164,3 @@ class Cells:
         """Restart the kernel, as far as names go."""
         self.namespace.clear()
         self.namespace.update(self._before)
-
-
-if __name__ == "__main__":
-    # As a module of this name too, so that what it defines is no part of ``__main__``, where the user's code belongs.
-    from tests import podlet
-
-    podlet._serve()

@@ -408,6 +408,7 @@ class ScriptedTarget:
         self.pod = pod
         self.name = "echo"
         self.label = label
+        self.foreign = False
         self._session: Session | None = None
 
     @property

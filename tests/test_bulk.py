@@ -193,7 +193,7 @@ def test_the_client_needs_hardly_more_than_one_payload(pod: ScriptedPod) -> None
 
         class Target:
             name = label = "echo"
-            live = None
+            live, foreign = None, False
             async def session(self):
                 return await get_session(Endpoint("echo", "{pod.endpoint.url}", "{pod.token}"))
 

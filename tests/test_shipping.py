@@ -691,7 +691,7 @@ def test_code_that_fails_to_import_fails_at_load(project: Path, cells: Cells, po
         project,
         **{
             "fragile.py": "import sys\n"
-            "if 'tests.podlet' in sys.modules and sys.argv[0].endswith('podlet.py'):\n"
+            "if 'tests.podlet' in sys.modules and sys.argv[0] == '-c':\n"
             "    raise ValueError('only here')\n"
         },
     )

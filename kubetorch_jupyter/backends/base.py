@@ -15,8 +15,20 @@ from pod_server.wire import Buffer
 from ..compute import Compute
 from ..progress import Phase
 from ..transport.endpoint import Endpoint
+from ..volume import Volume
 
-__all__ = ["Backend", "Event", "Phase", "Progress", "Revision", "ServiceInfo", "ServiceSpec"]
+__all__ = [
+    "Backend",
+    "Event",
+    "Finding",
+    "Phase",
+    "Progress",
+    "Revision",
+    "ServiceInfo",
+    "ServiceSpec",
+    "VolumeStore",
+    "curl_line",
+]
 
 
 class Progress(Protocol):
@@ -88,6 +100,39 @@ class Event:
     fatal: bool = False
 
 
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: what, how it is (``"ok"``, ``"note"``, ``"problem"``), and what to say of it."""
+
+    what: str
+    state: str
+    text: str
+
+
+def curl_line(url: str, function: str, token: str, options: str = "") -> str:
+    """The shell line that calls a service at an address: JSON in, JSON out.
+
+    Parameters
+    ----------
+    url, function
+        What is called.
+    token
+        What the shell makes the token of, so that it is shown nowhere.
+    options
+        More for curl.
+
+    Examples
+    --------
+    >>> curl_line("http://127.0.0.1:40123", "train", "$(cat token)").partition(" -H 'Content")[0]
+    'curl -X POST http://127.0.0.1:40123/call/train -H "X-Kubetorch-Token: $(cat token)"'
+    """
+    more = f" {options}" if options else ""
+    return (
+        f'curl{more} -X POST {url}/call/{function} -H "X-Kubetorch-Token: {token}"'
+        " -H 'Content-Type: application/json' -d '{\"args\": [], \"kwargs\": {}}'"
+    )
+
+
 class Revision(Protocol):
     """The pods that a deploy goes to, from when they accept sessions until they have the code, or won't get it."""
 
@@ -113,12 +158,33 @@ class Revision(Protocol):
         ...
 
 
+class VolumeStore(Protocol):
+    """The volumes that there are, outside of any deploy."""
+
+    async def find(self, volume: Volume) -> Volume | None:
+        """The volume as it is there, or None."""
+        ...
+
+    async def create(self, volume: Volume) -> Sequence[str]:
+        """Make it, unless it is there; what of it isn't as described, as lines for people."""
+        ...
+
+    async def delete(self, volume: Volume) -> bool:
+        """Delete it with its data; False when there was none. Raises when it is in use."""
+        ...
+
+
 class Backend(Protocol):
     """The protocol; ``backends/local.py`` and ``backends/kubernetes`` are the two that there are."""
 
     name: str
     #: Whether pods run in this process's own directory and environment.
     here: bool
+
+    @property
+    def namespace(self) -> str | None:
+        """Where its services are, if they are in one and it is known."""
+        ...
 
     def full_name(self, name: str) -> str:
         """The name under which a service of this user is known there."""
@@ -150,6 +216,18 @@ class Backend(Protocol):
 
     async def delete(self, name: str) -> None:
         """End the service and remove all that belongs to it; returns when that is done, raises when it fails."""
+        ...
+
+    async def examine(self) -> Sequence[Finding]:
+        """What there is to say of the place, for ``%kt doctor``; takes a few seconds at most, whatever is wrong."""
+        ...
+
+    async def volumes(self) -> VolumeStore:
+        """The volumes; raises `UnsupportedError` where there are none."""
+        ...
+
+    def curl(self, info: ServiceInfo, function: str) -> str:
+        """The shell lines that call it."""
         ...
 
     def watch(self, name: str) -> AsyncIterator[Event]:

@@ -21,11 +21,13 @@ from pod_server import processes
 from pod_server.wire import Buffer
 
 from ..compute import Compute
-from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError
+from ..config import config
+from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError, UnsupportedError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
-from .base import Event, Phase, Progress, Revision, ServiceInfo, ServiceSpec
+from .base import Event, Finding, Phase, Progress, Revision, ServiceInfo, ServiceSpec, VolumeStore, curl_line
 from .ending import kill_tree, until_ended, until_settled
+from .notes import local_findings
 from .pods import changes, environment, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
 from .zygotes import RootZygote, process_env
@@ -62,6 +64,7 @@ class LocalBackend:
 
     name = "local"
     here = True
+    namespace: str | None = None
 
     def __init__(self) -> None:
         self._zygotes: dict[tuple[tuple[str, str], ...], asyncio.Task[RootZygote]] = {}
@@ -195,6 +198,8 @@ class LocalBackend:
         """What goes into ``service.json``."""
         incarnation = os.urandom(8).hex()
         bulk = registry.bulk_dir(spec.name, incarnation)
+        # Not in the runtime directory, which may be in memory: packages are large.
+        steps = os.path.join(config.cache_dir, "services", f"{spec.name}-{incarnation}")
         return {
             "pod": wanted,
             "devices": gpus.choose(spec.name, wanted["gpus"], available, held) if wanted["gpus"] else [],
@@ -204,7 +209,9 @@ class LocalBackend:
             "owner": dict(spec.owner),
             "detached": spec.compute.detach,
             **_asks(spec),
-            "also": [bulk] if bulk is not None else [],
+            "bulk": bulk,
+            "steps": steps,
+            "also": [steps, *([bulk] if bulk is not None else [])],
         }
 
     def _check_room(self, name: str, count: int, available: list[str]) -> None:
@@ -323,6 +330,11 @@ class LocalBackend:
 
         return Endpoint(record.name, record.url, record.token(), gone=gone)
 
+    def curl(self, info: ServiceInfo, function: str) -> str:
+        """The shell line that calls it."""
+        assert info.endpoint is not None
+        return curl_line(info.endpoint.url, function, self.token_hint(info.name))
+
     def token_hint(self, name: str) -> str:
         """What stands for the token in a shell line: reading its file, so that it is shown nowhere."""
         return f"$(cat '{registry.runtime_dir(create=False) / name / 'token'}')"
@@ -349,6 +361,17 @@ class LocalBackend:
         self._ended[incarnation] = reason
         while len(self._ended) > _MEMORY:
             del self._ended[next(iter(self._ended))]
+
+    async def examine(self) -> Sequence[Finding]:
+        """What there is on it, and the cluster that isn't used."""
+        return local_findings(await asyncio.to_thread(unused_kubeconfig))
+
+    async def volumes(self) -> VolumeStore:
+        """There are none."""
+        raise UnsupportedError(
+            "volumes are Kubernetes', and services go to this machine, where they see its own folders. "
+            'kt.config.backend = "kubernetes" (KT_BACKEND), or the Volume\'s namespace=, means a cluster'
+        )
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

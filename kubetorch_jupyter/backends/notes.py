@@ -1,10 +1,14 @@
-"""What of a `Compute` means nothing where it is deployed: said once at the deploy, not ignored in silence."""
+"""What there is to say of this machine, and what of a `Compute` means nothing here: not ignored in silence."""
 
 from __future__ import annotations
 
-from ..compute import Compute
+import os
 
-__all__ = ["local_notes"]
+from ..compute import Compute
+from ..config import config
+from .base import Finding
+
+__all__ = ["local_findings", "local_notes"]
 
 _CLUSTER_ONLY = (
     "disk_size",
@@ -36,3 +40,19 @@ def local_notes(compute: Compute) -> list[str]:
     if ignored := [name for name in _NOT_YET if getattr(compute, name) != getattr(unset, name)]:
         notes.append(f"{', '.join(ignored)} of the Compute has no effect in this version")
     return [note for note in notes if note]
+
+
+def local_findings(unused: str | None) -> list[Finding]:
+    """For ``%kt doctor``.
+
+    Parameters
+    ----------
+    unused
+        What there is to say of a kubeconfig that lies there.
+    """
+    declared = config.local_gpus
+    gpus = f"{declared} GPUs declared" if declared is not None else "GPUs counted when a deploy asks for some"
+    return [
+        Finding("backend", "ok", f"services go to this machine, {os.cpu_count()} CPUs, {gpus}"),
+        Finding("cluster", "note", unused or "none is used"),
+    ]

@@ -265,9 +265,11 @@ class AsyncItems(_Items, AsyncIterator[Any]):
             await self._drain(run, get_inlet())
 
 
-def _encode(args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions) -> Payload | Exception:
+def _encode(
+    target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any], options: CallOptions
+) -> Payload | Exception:
     try:
-        return encode_arguments(args, kwargs, options, snapshot=True)
+        return encode_arguments(target, args, kwargs, options, snapshot=True)
     except Exception as e:
         return e  # raised by the first item that is asked for, as a generator's own errors are
 
@@ -282,7 +284,7 @@ def iterate(
     target, method, args, kwargs, options
         As for `invoke`. The arguments are taken as they are now.
     """
-    return Items(target, method, _encode(args, kwargs, options), options)
+    return Items(target, method, _encode(target, args, kwargs, options), options)
 
 
 def iterate_async(
@@ -295,4 +297,4 @@ def iterate_async(
     target, method, args, kwargs, options
         As for `invoke`. The arguments are taken as they are now.
     """
-    return AsyncItems(target, method, _encode(args, kwargs, options), options)
+    return AsyncItems(target, method, _encode(target, args, kwargs, options), options)

@@ -68,6 +68,13 @@ class _AttachedRun(_HeldRun):
     async def _session(self) -> Session:
         return await self.target.session_of(self.id or "")
 
+    def _cancel(self, reason: str) -> None:
+        # It runs already: until the pod that has it is found, there is nothing else that could be stopped.
+        if self._early is None:
+            self._early = reason
+        if self.session is not None and self.channel:
+            self.session.cancel(self, reason)
+
 
 class Call(Generic[T]):
     """One call that was spawned, or attached to: its identity, state, result and log.
@@ -333,7 +340,7 @@ def spawn(
     target, method, args, kwargs, options
         As for `invoke`. The arguments are taken as they are now.
     """
-    payload: Payload = encode_arguments(args, kwargs, options, snapshot=True)
+    payload: Payload = encode_arguments(target, args, kwargs, options, snapshot=True)
 
     here = contextvars.copy_context()
 

@@ -35,7 +35,7 @@ def invoke(
         When there is no result.
     """
     __tracebackhide__ = True
-    payload = encode_arguments(args, kwargs, options, snapshot=False)
+    payload = encode_arguments(target, args, kwargs, options, snapshot=False)
     attempts = options.retries
     while True:
         run = Run(target, method, payload, options)
@@ -69,7 +69,7 @@ def invoke_async(
     """
     payload: Payload | Exception
     try:
-        payload = encode_arguments(args, kwargs, options, snapshot=True)
+        payload = encode_arguments(target, args, kwargs, options, snapshot=True)
     except Exception as e:
         payload = e  # to be raised where it is awaited: others may be under way already
     coroutine = _invoke_async(target, method, [payload], options)

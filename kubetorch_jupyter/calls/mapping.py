@@ -137,7 +137,7 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
             except StopIteration:
                 self._argss = None
                 return
-            payload = encode_arguments(args, {}, self._options, snapshot=True)
+            payload = encode_arguments(self._target, args, {}, self._options, snapshot=True)
             number = self._started
             self._started += 1
             if self._options.retries:

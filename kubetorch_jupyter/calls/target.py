@@ -28,6 +28,11 @@ class Target(Protocol):
         """The session, if calls may be started on it at once; None when `session` has to be awaited."""
         ...
 
+    @property
+    def foreign(self) -> bool:
+        """Whether the pod is known to have another minor version of Python, to which bytecode means nothing."""
+        ...
+
     async def session(self) -> Session:
         """The session, after connecting or deploying again where that is needed; runs on the portal."""
         ...

@@ -222,8 +222,10 @@ class Commands:
 
     def doctor(self, words: Sequence[str]) -> Any:
         """Check whether everything is right here, and say what to do."""
-        given = parse(_parser("doctor", self.doctor), words)
-        return None if given is None else doctor.examine(self.shell)
+        parser = _parser("doctor", self.doctor)
+        parser.add_argument("--deploy", action="store_true", help="on a cluster, too, deploy a function and call it")
+        given = parse(parser, words)
+        return None if given is None else doctor.examine(self.shell, given.deploy)
 
     # -- settings ----------------------------------------------------------------------------------------------------
 

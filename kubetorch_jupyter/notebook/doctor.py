@@ -7,30 +7,26 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import kubetorch_jupyter as kt
 
+from ..backends.base import Finding
 from ..config import settings
 from ..markup import table
+from ..overview import examine_backend
 from . import loops
 
-__all__ = ["Finding", "Report", "examine"]
+__all__ = ["Report", "examine"]
 
 _MARKS = {"ok": "✓", "note": "·", "problem": "✗"}
 _PACKAGES = ("ipython", "ipykernel", "ipywidgets", "cloudpickle", "uvicorn", "websockets", "uvloop", "httptools")
+#: Seconds that its own pod may take to come up: nobody wants to wait longer for an answer.
+_LAUNCH = 20
+#: What is said of the place where services go.
+_PLACE = frozenset(("backend", "cluster", "rights", "way to pods", "Kueue", "image"))
 _NEEDED = frozenset(("cloudpickle", "uvicorn", "websockets"))
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at: what, how it is (``"ok"``, ``"note"``, ``"problem"``), and what to say of it."""
-
-    what: str
-    state: str
-    text: str
 
 
 class Report(list[Finding]):
@@ -41,9 +37,20 @@ class Report(list[Finding]):
         """Those that something should be done about."""
         return [finding for finding in self if finding.state == "problem"]
 
+    @property
+    def place_is_wrong(self) -> bool:
+        """Whether something is wrong with the place where services go: then they needn't be tried."""
+        return any(finding.what in _PLACE for finding in self.problems)
+
+    @property
+    def on_a_cluster(self) -> bool:
+        """Whether services go to one."""
+        return any(finding.what == "cluster" and finding.state == "ok" for finding in self)
+
     def __repr__(self) -> str:
         width = max((len(f.what) for f in self), default=0)
-        return "\n".join(f"{_MARKS[f.state]} {f.what.ljust(width)}  {f.text}" for f in self)
+        below = "\n" + " " * (width + 4)
+        return "\n".join(f"{_MARKS[f.state]} {f.what.ljust(width)}  {below.join(f.text.splitlines())}" for f in self)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text("..." if cycle else repr(self))
@@ -52,13 +59,15 @@ class Report(list[Finding]):
         return table([(_MARKS[f.state], f.what, f.text) for f in self])
 
 
-def examine(shell: Any) -> Report:
+def examine(shell: Any, deploy: bool = False) -> Report:
     """Look at versions, loops, settings, where services go, and whether one can be deployed and called.
 
     Parameters
     ----------
     shell
         The running IPython.
+    deploy
+        Try that on a cluster as well, where a pod may take its time; on this machine it is tried anyhow.
     """
     checks: list[tuple[str, Callable[[Any], Iterator[Finding]]]] = [
         ("versions", _versions),
@@ -66,10 +75,17 @@ def examine(shell: Any) -> Report:
         ("settings", _settings),
         ("kubetorch", _kubetorch),
         ("backend", _backend),
+        ("services", _services),
         ("deploy", _deploy),
     ]
     report = Report()
     for what, check in checks:
+        if check is _services and report.place_is_wrong:
+            report.append(Finding("deploy", "note", "not tried"))
+            break
+        if check is _deploy and report.on_a_cluster and not deploy:
+            report.append(Finding("deploy", "note", "not tried: %kt doctor --deploy makes a pod, and calls it"))
+            break
         try:
             report.extend(check(shell))
         except Exception as e:  # a check that fails is what the report is for
@@ -126,37 +142,25 @@ def _kubetorch(shell: Any) -> Iterator[Finding]:
 
 
 def _backend(shell: Any) -> Iterator[Finding]:
+    yield from examine_backend()
+
+
+def _services(shell: Any) -> Iterator[Finding]:
     services = kt.services()
-    running = f"{len(services)} service{'' if len(services) == 1 else 's'} up"
-    yield Finding("backend", "ok", f"services go to this machine ({running}), {os.cpu_count()} CPUs, {_gpus()}")
-    config = os.environ.get("KUBECONFIG") or os.path.expanduser("~/.kube/config")
-    if any(os.path.exists(path) for path in config.split(os.pathsep)):
-        yield Finding("kubernetes", "note", "there is a kubeconfig; this version deploys to this machine only")
-
-
-def _gpus() -> str:
-    declared = kt.config.local_gpus
-    if declared is not None:
-        return f"{declared} GPUs declared"
-    return "GPUs counted when a deploy asks for some"
+    yield Finding("services", "ok", f"{len(services) or 'none'} up")
 
 
 def _deploy(shell: Any) -> Iterator[Finding]:
     began = time.perf_counter()
-    with kt.fn(_probe, name=f"doctor-{os.getpid()}").to(kt.Compute(), stream_logs=False) as probe:
+    # Every pod has it, whatever its image: a function of ours may not be there, or be of another Python.
+    function = kt.fn(platform.python_version, name=f"doctor-{os.getpid()}")
+    with function.to(kt.Compute(launch_timeout=_LAUNCH), stream_logs=False) as probe:
         ready = time.perf_counter()
-        pod_python, pid = probe()
+        pod_python = probe()
         done = time.perf_counter()
-    if pid == os.getpid():
-        yield Finding("deploy", "problem", "a function that was deployed ran in this process")
-        return
     yield Finding(
         "deploy",
         "ok",
         f"a function was deployed in {ready - began:.2f} s and called in {1000 * (done - ready):.1f} ms "
         f"on Python {pod_python}",
     )
-
-
-def _probe() -> tuple[str, int]:
-    return platform.python_version(), os.getpid()

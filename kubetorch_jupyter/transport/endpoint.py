@@ -45,12 +45,16 @@ class Endpoint:
     life
         Which life of the pod it is, where one address has several: the pod's processes, and all that they knew of
         calls, may end and begin anew.
+    rank
+        Which replica of the service it is, where the backend knows.
+    hint
+        What to say when nobody answers there.
     """
 
     service: str
     url: str
     token: str = field(repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     credentials: Callable[[bool], Awaitable[Mapping[str, str]]] | None = field(default=None, repr=False, compare=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
     tls_name: str | None = None
@@ -58,6 +62,8 @@ class Endpoint:
     gone: Callable[[bool], PodLostError | None] | None = field(default=None, repr=False, compare=False)
     explain: Callable[[], Awaitable[Mapping[str, Any]]] | None = field(default=None, repr=False, compare=False)
     life: int = field(default=0, repr=False)
+    rank: int | None = field(default=None, compare=False)
+    hint: str = field(default="kt.services() lists those that are alive", repr=False, compare=False)
 
     async def all_headers(self, renew: bool = False) -> Mapping[str, str]:
         """The headers for a new request, without the token."""

@@ -15,13 +15,14 @@ import pickle
 import shutil
 import sys
 import zipfile
-from collections.abc import Sequence
-from types import FunctionType, MethodType, ModuleType
+from collections.abc import Mapping, Sequence
+from types import FunctionType, MethodType
 from typing import Any
 
 import cloudpickle
 
 from .. import serialization
+from ..by_source import Space
 from .calls import CallError
 
 __all__ = ["Code", "Loader"]
@@ -165,11 +166,11 @@ class Loader:
         _remember_sources(sources)
         try:
             _set_up(meta.get("setup") or ())
-            if header.get("how") == "source":
-                target, init_args = _from_source(header, sources, buffers[3:])
-            else:
-                target, init_args = _from_pickle(buffers[3:])
-            self._name_in_main(target)
+            by_source = header.get("how") == "source"
+            space = Space() if by_source else None
+            target, init_args = _unpickle(buffers[3:], space)
+            self._name_in_main(target, space)
+            serialization.set_foreign(by_source)
             if meta.get("kind") == "cls":
                 target = _construct(target, init_args)
         except ModuleNotFoundError as e:
@@ -177,7 +178,7 @@ class Loader:
         self._code = Code(meta.get("kind") or "fn", target, name)
         return self._code
 
-    def _name_in_main(self, target: Any) -> None:
+    def _name_in_main(self, target: Any, space: Space | None) -> None:
         """Let pickle find the notebook's functions and classes by their names, as it does in the notebook.
 
         ``pickle.dumps(model)``, ``torch.save`` and ``multiprocessing.Pool.map(function, ...)`` need that.
@@ -186,7 +187,7 @@ class Loader:
         for name, value in self._named.items():
             if main.get(name) is value:  # not what the user's code has put there since
                 del main[name]
-        self._named = notebook_definitions(target)
+        self._named = notebook_definitions(target, space.main() if space is not None else {})
         main.update(self._named)
 
     def _unpack(self, data: Buffer) -> None:
@@ -241,7 +242,7 @@ def check_versions(meta: dict[str, Any], by_source: bool = False) -> None:
         )
 
 
-def notebook_definitions(target: Any) -> dict[str, Any]:
+def notebook_definitions(target: Any, namespace: Mapping[str, Any] = {}) -> dict[str, Any]:
     """The functions and classes of ``__main__`` that came with what was deployed, by their names.
 
     Examples
@@ -256,7 +257,7 @@ def notebook_definitions(target: Any) -> dict[str, Any]:
     if not isinstance(target, (type, FunctionType)):
         target = type(target)
     classes = [c for c in inspect.getmro(target) if c.__module__ == "__main__"] if isinstance(target, type) else []
-    found: dict[str, Any] = {c.__qualname__: c for c in (*classes, target)}
+    found: dict[str, Any] = {**namespace, **{c.__qualname__: c for c in (*classes, target)}}
     # All that came by value has one namespace; each of its functions knows it.
     for member in (target, *(m for c in classes for m in vars(c).values())):
         function = member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
@@ -284,31 +285,37 @@ def _set_up(hooks: Sequence[str]) -> None:
         return  # they are the client package's, which needs a newer Python; who imports it here hears of that
     for hook in hooks:
         module, _, function = hook.partition(":")
-        getattr(importlib.import_module(module), function)()
+        try:
+            imported = importlib.import_module(module)
+        except ImportError:  # a client that doesn't run on this Python; code that imports it will be told
+            continue
+        getattr(imported, function)()
 
 
-def _from_pickle(buffers: Sequence[Buffer]) -> tuple[Any, Any]:
+def _unpickle(buffers: Sequence[Buffer], space: Space | None) -> tuple[Any, Any]:
+    """The callable and ``init_args``; made in ``space`` if it came by its source."""
     try:
-        target, init_args = serialization.load_code(buffers)
+        target, init_args = serialization.load_code(buffers, space)
     except serialization.DecodeError as e:
-        if e.__cause__ is not None and not isinstance(e.__cause__, (pickle.UnpicklingError, EOFError)):
-            raise e.__cause__ from None  # what the user's own module raised while it was imported, with its traceback
+        cause = e.__cause__
+        if space is not None and isinstance(cause, SyntaxError):
+            raise _new_syntax(cause) from cause
+        if cause is not None and not isinstance(cause, (pickle.UnpicklingError, EOFError)):
+            raise cause from None  # what the user's own module raised while it was imported, with its traceback
         raise CallError("StartupError", f"the code can't be unpickled in the pod: {e}") from e
     return target, init_args
 
 
-def _from_source(header: dict[str, Any], sources: dict[str, str], buffers: Sequence[Buffer]) -> tuple[Any, Any]:
-    """Run the definitions in order, in a module of their own; the pickle is of ``(captured values, init_args)``."""
-    values, init_args = serialization.load_code(buffers)
-    module = ModuleType(header.get("module_name") or "__main__")
-    namespace = vars(module)
-    namespace.update(values or {})
-    for name, text in sources.items():
-        exec(compile(text, name, "exec", dont_inherit=True), namespace)
-    target: Any = module
-    for part in header["qualname"].split("."):
-        target = getattr(target, part)
-    return target, init_args
+def _new_syntax(e: SyntaxError) -> CallError:
+    pod = "{}.{}".format(*sys.version_info)
+    where = f"line {e.lineno} of {os.path.basename(e.filename or 'a cell')}"
+    return CallError(
+        "VersionMismatchError",
+        f"Python {pod}, which the pod has, doesn't know the syntax of {where} ({e.msg}): {(e.text or '').strip()}. "
+        "Write it as that version does, or use an image with the client's Python.",
+        what="python",
+        pod=pod,
+    )
 
 
 def _construct(target: Any, init_args: Any) -> Any:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,7 @@ class FakeFront:
         modules: bytes = b"",
         sources: dict[str, str] | None = None,
         header: dict[str, Any] | None = None,
+        dumps: Callable[[Any], list[Any]] = serialization.dumps,
         **meta: Any,
     ) -> Record:
         kind = kind or ("cls" if isinstance(target, type) else "fn")
@@ -233,7 +235,7 @@ class FakeFront:
             "cloudpickle": cloudpickle.__version__,
             **meta,
         }
-        pickled = serialization.dumps((target, init_args))
+        pickled = dumps((target, init_args))
         head = json.dumps(header or {"how": "pickle", "init": init_args is not None}).encode()
         record, data = self.frame(FrameType.LOAD, full, [head, json.dumps(sources or {}).encode(), modules, *pickled])
         self.send(data)

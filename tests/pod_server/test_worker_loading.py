@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kubetorch_jupyter import by_source
+from tests.podlet import Cells
+
 from .fake_front import Failed, FakeFront
 
 THIS = sys.modules[__name__]
@@ -230,14 +233,18 @@ def test_modules(front: FakeFront) -> None:
 
 
 def test_by_source(front: FakeFront) -> None:
-    header = {"how": "source", "init": True, "module_name": "__main__", "qualname": "Adder"}
-    sources = {
-        "cell1": "import math\nBASE = int(math.floor(base))\n",
-        "cell2": "class Adder:\n def __init__(self, n): self.n = n\n def add(self, x): return BASE + self.n + x\n",
-    }
-    record = front.load({"base": 100.5}, kind="cls", init_args={"n": 10}, sources=sources, header=header, python="2.7")
-    record.wait()
-    assert front.call(1, _f="add") == 111
+    cells = Cells()
+    try:
+        cells.run("import math\nBASE = int(math.floor(100.5))\n")
+        cells.run("class Adder:\n def __init__(self, n): self.n = n\n def add(self, x): return BASE + self.n + x\n")
+        cells.run("class Other:\n def __init__(self): raise ValueError(BASE)\n")
+        how = {"header": {"how": "source"}, "dumps": by_source.dumps, "python": "2.7"}
+        front.deploy(cells["Adder"], init_args={"n": 10}, **how)
+        assert front.call(1, _f="add") == 111
+        with pytest.raises(ValueError, match="100"):
+            front.deploy(cells["Other"], **how)
+    finally:
+        cells.clear()
 
 
 def test_threads_of_the_constructor_have_the_loads_log(front: FakeFront) -> None:

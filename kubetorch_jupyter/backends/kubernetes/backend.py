@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import shlex
 import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
@@ -14,15 +15,17 @@ from importlib import metadata
 from ...compute import Compute
 from ...config import config
 from ...transport.portal import Portal, get_portal
-from ..base import Event, Progress, Revision, ServiceInfo, ServiceSpec
-from . import manifests, names
+from ..base import Event, Finding, Progress, Revision, ServiceInfo, ServiceSpec, curl_line
+from . import access, manifests, names
 from .bundle import the_bundle
 from .client import Cluster
 from .diagnosis import Facts, diagnose, event_lines, event_time
+from .examination import examine
 from .manifests import ServiceFields
 from .rollout import Rollout
 from .secrets import read_secrets
 from .space import Raw, Space
+from .storage import Storage
 
 __all__ = ["KubernetesBackend", "kubernetes_backend"]
 
@@ -61,10 +64,15 @@ class KubernetesBackend:
         """The same with the settings where it says nothing: image, queue, volumes, TTL."""
         return manifests.effective(compute)
 
+    @property
+    def namespace(self) -> str | None:
+        """The namespace; None before the first use when it is the context's."""
+        space = self._opened()
+        return space.namespace if space is not None else self._namespace
+
     def where(self) -> str:
         """For sentences."""
-        space = self._opened()
-        known = space.namespace if space is not None else self._namespace
+        known = self.namespace
         return f"in namespace {known}" if known else "in the cluster"
 
     def _opened(self) -> Space | None:
@@ -84,6 +92,12 @@ class KubernetesBackend:
         ConnectionFailedError, KubernetesCredentialsError, DeployError
             When the API server can't be reached, or doesn't let us.
         """
+        space = await self._connected()
+        await space.cache.synced()
+        return space
+
+    async def _connected(self) -> Space:
+        """The namespace, whether or not its watches tell anything yet."""
         portal = get_portal()
         if self._portal is not portal:  # this process was forked, or a test has ended the last one
             self._portal, self._opening = portal, None
@@ -94,7 +108,6 @@ class KubernetesBackend:
                 # A task of its own: several deploys wait for it, and the first may be cancelled.
                 self._opening = portal.loop.create_task(self._open())
             space = await asyncio.shield(self._opening)
-        await space.cache.synced()
         return space
 
     async def _open(self) -> Space:
@@ -202,14 +215,36 @@ class KubernetesBackend:
             ttl=fields.ttl,
         )
 
-    def token_hint(self, name: str) -> str:
-        """What stands for the token in a shell line."""
+    def curl(self, info: ServiceInfo, function: str) -> str:
+        """The shell lines that call it; from outside by a port-forward: kubectl itself can't send our header."""
         space = self._opened()
-        revisions = space.jobs(name) if space is not None else []
-        if space is None or not revisions:
-            return "$KT_TOKEN"
-        secret = f"kubectl get secret {revisions[0][0].job} -n {space.namespace} -o jsonpath='{{.data.token}}'"
-        return f"$({secret} | base64 -d)"
+        revisions = space.jobs(info.name) if space is not None else []
+        assert space is not None
+        assert info.endpoint is not None
+        job = revisions[0][0].job if revisions else info.name
+        kubectl = self._kubectl(space)
+        token = f"$({kubectl} get secret {job} -o jsonpath='{{.data.token}}' | base64 -d)"
+        if space.cluster.in_cluster:
+            return curl_line(info.endpoint.url, function, token)
+        # Not a port that anybody could know before, and wait there for the token.
+        port = 40000 + secrets.randbelow(9000)
+        again = "-sS --retry 9 --retry-connrefused --retry-delay 1"
+        call = curl_line(f"http://127.0.0.1:{port}", function, token, again)
+        return f"{kubectl} port-forward job/{job} {port}:{access.PORT} >/dev/null &\n{call}; kill $!"
+
+    def _kubectl(self, space: Space) -> str:
+        """kubectl, for this cluster and namespace."""
+        kubeconfig = ["--kubeconfig", self._kubeconfig_path] if self._kubeconfig_path else []
+        context = ["--context", self._context] if self._context else []
+        return shlex.join(["kubectl", *kubeconfig, *context, "-n", space.namespace])
+
+    async def examine(self) -> Sequence[Finding]:
+        """Which cluster, whether it answers, and what may be done and had there."""
+
+        async def cluster() -> Cluster:
+            return (await self._connected()).cluster
+
+        return await examine(cluster, self._namespace)
 
     async def watch(self, name: str) -> AsyncIterator[Event]:
         """What the cluster has reported of the service, and what it reports while a deploy of it is under way."""
@@ -225,6 +260,11 @@ class KubernetesBackend:
             if lock is None or not lock.locked():
                 return
             await space.cache.changed(name, since=version, timeout=1.0)
+
+    async def volumes(self) -> Storage:
+        """The claims of the namespace."""
+        space = await self._connected()
+        return Storage(space.cluster, space.namespace, _version())
 
     # -- ending ------------------------------------------------------------------------------------------------------
 
@@ -261,18 +301,17 @@ def _version() -> str:
 
 # -- this process's backends -------------------------------------------------------------------------------------------
 
-_backends: dict[tuple[str | None, str | None, str | None], KubernetesBackend] = {}
+_backends: dict[tuple[str | None, ...], KubernetesBackend] = {}
 
 
 def kubernetes_backend(compute: Compute) -> KubernetesBackend:
     """The one of this process for the cluster and namespace that `compute` and the settings name."""
-    key = (
-        compute.kubeconfig_path or config.kubeconfig_path,
-        config.context,
-        compute.namespace or config.namespace,
-    )
+    path = compute.kubeconfig_path or config.kubeconfig_path
+    where = path, config.context, compute.namespace or config.namespace
+    # Another value of the variable is another cluster: people set it in a notebook when the first one was wrong.
+    key = (*where, None if path else os.environ.get("KUBECONFIG"))
     if key not in _backends:
-        _backends[key] = KubernetesBackend(*key)
+        _backends[key] = KubernetesBackend(*where)
     return _backends[key]
 
 

@@ -260,6 +260,22 @@ class Cluster:
             return True
         return bool((answer.get("status") or {}).get("allowed"))
 
+    async def fetch(self, path: str, doing: str) -> dict[str, Any]:
+        """What the server says of itself, or of things that are no namespace's."""
+        return await self._rest.ask_json("GET", path, doing, self.namespace)
+
+    async def identity(self) -> str:
+        """Who the server says that we are; what the kubeconfig calls us, where it doesn't say."""
+        body = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
+        path = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
+        try:
+            answer = await self._rest.ask_json("POST", path, "ask who we are", self.namespace, body=body)
+        except DeployError as e:
+            if e.reason == "Unauthorized":
+                raise
+            return self.user
+        return str(((answer.get("status") or {}).get("userInfo") or {}).get("username") or self.user)
+
     async def watch(
         self,
         kind: Kind,

@@ -56,6 +56,7 @@ __all__ = [
     "revision_selector",
     "service_of",
     "service_selector",
+    "shared_labels",
     "user_secret_name",
 ]
 
@@ -257,6 +258,11 @@ def labels(service: str, revision: str, owner: Mapping[str, Any], version: str) 
         VERSION: label_value(version),
     }
     return {key: value for key, value in found.items() if value}
+
+
+def shared_labels(version: str) -> dict[str, str]:
+    """What is on things of ours that are no single service's: the bundle, claims."""
+    return {MANAGED_BY: MANAGER, VERSION: label_value(version)}
 
 
 # What a list or a watch asks for

@@ -21,6 +21,7 @@ from . import manifests, names
 from .bundle import Bundle
 from .client import Kind
 from .diagnosis import Diagnosis
+from .room import makes_room
 from .space import Raw, Space
 from .waiting import Waiting
 
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 #: Seconds between two looks at whether the calls of pods that are replaced have ended, and for how long it is looked.
 _LOOK = 0.3
 _PATIENCE = 3600.0
+#: For so many seconds it is tried to remove what a failed deploy has made.
+_PERSISTENCE = 10.0
 #: Seconds that a pod may take to say how many calls it has.
 _ANSWER = 2.0
 #: Seconds between two tries to remove something while the API server is away.
@@ -98,7 +101,7 @@ class Rollout:
                 self.endpoints = await self._waiting.run(self._make_room if self.new and self._old else None)
         except BaseException as e:
             if self.new:
-                await asyncio.shield(self.discard())
+                await asyncio.shield(self._clean_up())
             if isinstance(e, TimeoutError) and not isinstance(e, KubetorchError):
                 raise self._waiting.expired(limit) from None
             raise
@@ -107,7 +110,8 @@ class Rollout:
         space, plan = self._space, self._plan
         self._progress(Phase.SCHEDULING)
         # Everything that can be refused without the cluster is refused before anything is made.
-        manifest, content = manifests.job(plan), await self._bundle.config_map()
+        manifest = manifests.job(plan)
+        content, _ = await asyncio.gather(self._bundle.config_map(), space.check_secrets(plan))
         try:
             job = self._job = await space.create(manifest)
         except ConnectionFailedError:
@@ -132,7 +136,9 @@ class Rollout:
             await space.patch(Kind.JOB, plan.job_name, {"spec": {"suspend": False}})
 
     async def _make_room(self, found: Diagnosis) -> bool:
-        """End the pods that are replaced, because the new ones find no room beside them."""
+        """End the pods that are replaced, if the new ones find no room beside them and would without."""
+        if self._job is None or not makes_room(found, self._job, self._old):
+            return False
         self._progress.note(
             f'there is no room for the new pod of "{self._plan.service}" beside the old one ({found.detail}): the old '
             "one goes first, when its calls have ended"
@@ -164,6 +170,20 @@ class Rollout:
         )
         for job in self._old:
             space.own(self._retire(job))
+
+    async def _clean_up(self) -> None:
+        """Remove what was made, also where the cluster is what is in trouble."""
+        deadline = time.monotonic() + _PERSISTENCE
+        while True:
+            try:
+                await self.discard()
+                return
+            except KubetorchError as e:
+                # The reason why the deploy failed is worth more than this one.
+                if time.monotonic() > deadline:
+                    self._progress.note(f'something of "{self._plan.service}" is left in the cluster: {e}')
+                    return
+            await asyncio.sleep(_LOOK)
 
     async def discard(self) -> None:
         """Remove what this deploy made."""

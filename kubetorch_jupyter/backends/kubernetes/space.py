@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...errors import DeployError, PodLostError, ResourceNotAvailableError
+from ...errors import DeployError, PodLostError, ResourceNotAvailableError, SecretNotFound
 from ...transport.endpoint import Endpoint
 from ...transport.portal import get_portal
 from ..base import Progress
@@ -101,6 +101,7 @@ class Space:
                     progress.note(line)
             elif volume.name in wanted:
                 await self._create_unless_there(wanted[volume.name])
+                progress.note(f'the volume "{volume.name}" of {volume.size} is made; it outlives the service')
             else:
                 raise ResourceNotAvailableError(
                     f'service "{plan.service}": there is no volume "{volume.name}" in namespace {self.namespace}; '
@@ -108,6 +109,25 @@ class Space:
                     service=plan.service,
                     reason="NotFound",
                 )
+
+    async def check_secrets(self, plan: Plan) -> None:
+        """Look whether the secrets are there that the cluster should have; the kubelet says it seconds later.
+
+        Raises
+        ------
+        SecretNotFound
+            When one isn't.
+        """
+        named = [source.name for source in plan.secrets if source.existing]
+        found = await asyncio.gather(*(self.cluster.get(Kind.SECRET, self.namespace, name) for name in named))
+        if missing := [name for name, secret in zip(named, found, strict=True) if secret is None]:
+            raise SecretNotFound(
+                f'service "{plan.service}": there is no Secret "{missing[0]}" in namespace {self.namespace}: '
+                f"make it (kubectl create secret generic), or give the values with "
+                f'kt.secret("{missing[0]}", values={{...}})',
+                service=plan.service,
+                reason="NotFound",
+            )
 
     async def _create_unless_there(self, manifest: Raw) -> None:
         try:
@@ -297,7 +317,7 @@ class Space:
     async def endpoints(self, job: Raw, token: str) -> tuple[Endpoint, ...]:
         """Those of a revision's pods that may answer, by rank."""
         service = str(names.service_of(job))
-        living = [pod for pod in self.pods(service, _revision(job)) if self.may_answer(pod)]
+        living = [pod for pod in self.pods(service, _revision(job)) if self.may_answer(pod) and _front_runs(pod)]
         ranked = sorted(living, key=names.index_of)
         return tuple(await asyncio.gather(*(self.endpoint(service, pod, token) for pod in ranked)))
 
@@ -308,6 +328,12 @@ def _is_leaving(pod: Raw) -> bool:
 
 def _is_stuck(pod: Raw) -> bool:
     return lives.is_held_back(pod, names.FRONT) or lives.is_held_back(pod, names.WORKER)
+
+
+def _front_runs(pod: Raw) -> bool:
+    """Whether the kubelet has said that the front runs: an address comes before that, and stays without an image."""
+    found = (pod.get("status") or {}).get("containerStatuses") or ()
+    return any(each.get("name") == names.FRONT and (each.get("state") or {}).get("running") for each in found)
 
 
 def _revision(obj: Raw) -> str:

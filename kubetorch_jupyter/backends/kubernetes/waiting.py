@@ -20,6 +20,8 @@ __all__ = ["Waiting"]
 
 #: Seconds between two tries to reach a pod that has an address: its front is up within a fraction of a second.
 _PROBE = 0.04
+#: A refusal counts when it has lasted for so many seconds.
+_SURE = 1.0
 #: What a diagnosis says may change with time alone; seconds between two looks when nothing changes.
 _LOOK = 1.0
 
@@ -79,7 +81,7 @@ class Waiting:
         Parameters
         ----------
         make_room
-            Tried once when there is no room.
+            Asked when something is in the way: whether it has made room, which it does once.
         """
         service, cache = self._plan.service, self._space.cache
         try:
@@ -94,7 +96,7 @@ class Waiting:
                         return ready
                     if found.error is not None:
                         raise found.error
-                    if found.room and make_room is not None and await make_room(found):
+                    if found.curable is not None and make_room is not None and await make_room(found):
                         make_room, self._room_since = None, None
                         continue
                     self._check_room(found)
@@ -171,18 +173,19 @@ class Waiting:
                 raise error
 
     async def _reach(self, name: str, pod: Raw) -> None:
+        refused: float | None = None
         while True:
             try:
                 endpoint = await self._space.endpoint(self._plan.service, pod, self._token, self._progress.note)
                 if await probe(endpoint):
                     self._ready[name] = endpoint
                     return
+                refused = None
             except ConnectionFailedError:
                 pass  # the API server is away for a moment; the deploy's own time limit ends this
             except KubernetesCredentialsError:
-                if not self._space.cluster.waking:
-                    raise
-            except DeployError as e:
-                if e.reason != "NotFound":
+                # An API server that has just started refuses everybody until it knows the roles.
+                refused = refused if refused is not None else time.monotonic()
+                if time.monotonic() - refused > _SURE:
                     raise
             await asyncio.sleep(_PROBE)

@@ -12,7 +12,7 @@ from .objects import (
     secret,
     user_secrets,
 )
-from .plan import Plan, effective, spec_hash
+from .plan import Plan, default_image, effective, spec_hash
 from .reading import ServiceFields, newest, read_service
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ServiceFields",
     "bundle_config_map",
     "claims",
+    "default_image",
     "effective",
     "headless_service",
     "job",

@@ -83,7 +83,7 @@ class Plan:
     @cached_property
     def shared_labels(self) -> dict[str, str]:
         """On what we make and what is no single service's: the bundle, claims."""
-        return {names.MANAGED_BY: names.MANAGER, names.VERSION: names.label_value(self.version)}
+        return names.shared_labels(self.version)
 
     @cached_property
     def annotations(self) -> dict[str, str]:
