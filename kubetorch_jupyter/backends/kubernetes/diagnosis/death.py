@@ -158,7 +158,11 @@ def _ended_by_deletion(pod: Raw, ended: Raw) -> bool:
     """Whether a container ended after its pod was to be deleted, whatever it made of that."""
     meta: Raw = pod.get("metadata") or {}
     due, at = time_of(meta.get("deletionTimestamp")), time_of(ended.get("finishedAt"))
-    return due is not None and at is not None and at >= due - float(meta.get("deletionGracePeriodSeconds") or 0)
+    if due is None or at is None:
+        return False
+    grace = float(meta.get("deletionGracePeriodSeconds") or 0)
+    # The kubelet's own last word on a pod gives it no time at all, when its containers have ended.
+    return at >= due - grace or (not grace and ended.get("exitCode") in _KILLED)
 
 
 def _node(pod: Raw | None) -> str:
