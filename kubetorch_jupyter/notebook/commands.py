@@ -64,7 +64,7 @@ class Commands:
         if given is None:
             return None
         if given.service is not None:
-            _check_known("calls", [given.service])
+            [given.service] = _known("calls", [given.service])
         return kt.calls(given.service)
 
     def logs(self, words: Sequence[str]) -> None:
@@ -199,8 +199,7 @@ class Commands:
             elif is_a(held, kt.Cells):
                 word = held.name
             names.append(word)
-        _check_known(command, names)
-        return list(dict.fromkeys(names))
+        return _known(command, list(dict.fromkeys(names)))
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -279,10 +278,14 @@ def _service_of(id: str) -> str:
     return service
 
 
-def _check_known(command: str, names: Sequence[str]) -> None:
+def _known(command: str, names: Sequence[str]) -> list[str]:
+    """The services' full names: on a cluster one may leave out that a service is one's own."""
     known = [info.name for info in kt.services()]
-    if unknown := [name for name in names if name not in known]:
+    prefix = f"{kt.config.username}-".lower()
+    found = {name: next((each for each in (name, prefix + name) if each in known), None) for name in names}
+    if unknown := [name for name, full in found.items() if full is None]:
         raise UsageError(f"%kt {command}: there is no service {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
+    return [full for full in found.values() if full is not None]
 
 
 COMMANDS: dict[str, Callable[[Commands, Sequence[str]], Any]] = {
