@@ -53,15 +53,19 @@ class Code:
         """
         code = replace(self, compute=compute)
         if not here:
-            code = replace(code, cwd=compute.working_dir, sys_path=None, env=code.env_vars)
+            # What the image sets is set there, where variables that it refers to have their values.
+            code = replace(code, cwd=compute.working_dir, sys_path=None, env=dict(compute.env()))
+        elif self.bundle.steps is not None and self.bundle.steps.only_env:
+            code = replace(code, bundle=replace(self.bundle, steps=None))
         _check_size(code.env)
         return code
 
     def fingerprints(self) -> tuple[str, str]:
         """``(version, worker)``: of everything that was sent, and of what only a new worker process can take on."""
         lasting = {k: v for k, v in self.env.items() if not _VOLATILE.match(k)}
+        steps = [self.bundle.steps.digest] if self.bundle.steps is not None else []
         python = [sys.version_info[:3], sys.executable] if self.sys_path is not None else []
-        place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), *python])
+        place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), *python, *steps])
         worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
         # What a LOAD sets in a pod that lives: without them here, a deploy that changes nothing else would do nothing.
         limits = (self.compute.concurrency, self.compute.memory_limit_bytes, self.compute.ttl_seconds)

@@ -66,6 +66,14 @@ def _optional_text(value: object, what: str) -> str | None:
     return check_text(value, what)
 
 
+def _folder(value: object, what: str) -> str:
+    return os.path.abspath(os.path.expanduser(check_text(value, what)))
+
+
+def _cache() -> str:
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "kubetorch")
+
+
 def _namespace(value: object, what: str) -> str | None:
     return check_name(value, what)
 
@@ -172,6 +180,7 @@ class Config:
     inactivity_ttl = Setting("4h", _ttl, "How long a cluster or detached service lives without a call.")
     local_gpus = Setting[int | None](None, _gpus, "GPUs that this machine is said to have, if they can't be counted.")
     runtime_dir = Setting[str | None](None, _optional_text, "Folder for local services' sockets and records.")
+    cache_dir = Setting(_cache, _folder, "Folder for what image steps install for services of this machine.")
     queue = Setting[str | None](None, _optional_text, "Kueue's LocalQueue for services whose Compute names none.")
     volumes = Setting[tuple[str, ...]]((), _names, "Volumes that every cluster service gets.")
     # Kubetorch's own, for its installation on a cluster; here there is none. Kept so that its files and scripts work.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from pod_server.processes import start_of
@@ -17,6 +18,7 @@ from .errors import WorkerDiedError
 from .identity import describe_client
 from .packing import fit
 from .progress import DeployProgress, Phase
+from .sending import send_code, whole_load
 from .streams import Output
 from .transport.endpoint import Endpoint
 from .transport.session import Session
@@ -59,16 +61,18 @@ async def bring_up(
         await fit(code, sessions[0], progress)
         _say_before(name, code, lives[0], progress)
         # What each prints is the same, most often: one of them is shown.
-        outputs = [output, *[None] * (len(sessions) - 1)]
-        await _all(load(*each, name, code) for each in zip(sessions, lives, outputs, strict=True))
-        meta = _meta(code)
-        await revision.keep(meta, code.bundle.buffers, progress)
+        shown = [(output, progress), *[(None, None)] * (len(sessions) - 1)]
+        sent = await _all(
+            load(session, live, out, name, code, told)
+            for session, live, (out, told) in zip(sessions, lives, shown, strict=True)
+        )
+        await revision.keep(*whole_load(code, _meta(code)), progress)
     except BaseException:
         # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
         await _give_up(revision, ours, name, progress)
         raise
     took = f"{time.monotonic() - started:.2f} s"
-    await progress.done(f'"{name}" {_say_after(backend, code, lives[0], revision).format(took=took)}')
+    await progress.done(f'"{name}" {_say_after(backend, code, lives[0], revision, max(sent)).format(took=took)}')
     return tuple(revision.endpoints)
 
 
@@ -79,12 +83,12 @@ async def _give_up(revision: Revision, ours: bool, name: str, progress: Progress
         progress.note(f'"{name}" goes on with the code that it had')
 
 
-async def _all(loads: Any) -> None:
-    """Wait for all of them; the first error ends the others."""
+async def _all(loads: Iterable[Coroutine[Any, Any, int]]) -> list[int]:
+    """Wait for all of them, and give what they give; the first error ends the others."""
     try:
         async with asyncio.TaskGroup() as group:
-            for each in loads:
-                group.create_task(each)
+            tasks = [group.create_task(each) for each in loads]
+        return [task.result() for task in tasks]
     except BaseExceptionGroup as e:
         raise e.exceptions[0] from e.exceptions[0].__cause__
 
@@ -105,11 +109,11 @@ def _say_before(name: str, code: Code, live: dict[str, Any] | None, progress: Pr
         progress.note(warning)
 
 
-def _say_after(backend: Backend, code: Code, live: dict[str, Any] | None, revision: Revision) -> str:
+def _say_after(backend: Backend, code: Code, live: dict[str, Any] | None, revision: Revision, sent: int) -> str:
     """What happened, for people; ``{took}`` is to be filled in."""
     if live is not None and live["version"] == code.fingerprints()[0]:
         return "is unchanged: the same instance goes on"
-    size = readable_size(code.bundle.size)
+    size = readable_size(sent)
     if live is None:
         ttl = code.compute.ttl_seconds
         ends = f"; it ends after {_hours(ttl)} without a call" if ttl else ""
@@ -142,12 +146,19 @@ def _meta(code: Code) -> dict[str, Any]:
     }
 
 
-async def load(session: Session, live: dict[str, Any] | None, output: Output | None, name: str, code: Code) -> None:
-    """Load the code into one pod unless it is there."""
+async def load(
+    session: Session,
+    live: dict[str, Any] | None,
+    output: Output | None,
+    name: str,
+    code: Code,
+    progress: Progress | None = None,
+) -> int:
+    """Load the code into one pod unless it is there; how many bytes were sent."""
     if live is not None and live["version"] == code.fingerprints()[0]:
-        return
+        return 0
     try:
-        await session.load(_meta(code), code.bundle.buffers, output)
+        return await send_code(code, session, _meta(code), live, progress, output)
     except WorkerDiedError as e:
         raise startup_error(name, e) from e
 

@@ -118,10 +118,19 @@ class StartupError(DeployError):
         The pod's traceback as text, or None.
     module
         Name of the module that is missing in the pod, or None.
+    step
+        The image step that failed, as it was written, or None.
+    exit_code
+        What the step's command ended with; None when it didn't come to that.
+    output
+        The last lines of the step's output.
     """
 
     traceback: str | None = None
     module: str | None = None
+    step: str | None = None
+    exit_code: int | None = None
+    output: str | None = None
 
 
 class ImagePullError(DeployError):

@@ -1,6 +1,7 @@
 """What a pod's environment should be: a base image and the steps that run in the pod before the code loads.
 
-A description only: nothing is built here. The backends run the steps; ``kubetorch_jupyter.images`` has ready-made ones.
+A description only: nothing is run here. `kubetorch_jupyter.steps` packs the steps, ``pod_server.worker.steps`` runs
+them; ``kubetorch_jupyter.images`` has ready-made ones.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec
 
+from pod_server.variables import expand
+
 from .errors import ConfigError
 from .markup import code
 from .values import EMPTY, FrozenMapping, check_env, describe
@@ -19,8 +22,6 @@ from .values import EMPTY, FrozenMapping, check_env, describe
 __all__ = ["Image", "Step"]
 
 P = ParamSpec("P")
-
-_VARIABLE = re.compile(r"\\\$|\$(?:\{(\w+)\}|(\w+))")
 
 
 @dataclass(frozen=True)
@@ -190,9 +191,11 @@ class Image:
         source
             Its path here.
         dest
-            Its path in the pod; relative to the working directory. By default the source's own name.
+            Its path in the pod, or with a ``/`` at its end the folder that it goes into; relative to the working
+            directory, of a service on this machine to a folder of its own, which the environment variable
+            ``KT_STEPS_DIR`` names. By default the source's own name.
         contents
-            Bring what is in the folder, not the folder.
+            Bring what is in the folder, into `dest` or the working directory.
         force
             At each deploy, also if it hasn't changed.
         """
@@ -219,21 +222,19 @@ class Image:
         own: dict[str, str] = {}
         for step in self.steps:
             for key, value in step.env.items():
-                own[key] = known[key] = _expand(value, known)
+                own[key] = known[key] = expand(value, known)
         return own
 
     def local_problem(self) -> str | None:
         """Why this image can't be had for pods on this machine, or None if it can."""
+        if self.python_path is not None:
+            return "the image's python_path means nothing on this machine, where services run this Python: leave it out"
         for step in self.steps:
-            if step.kind != "env":
+            if step.kind == "copy" and step.dest is not None and step.dest.startswith(("/", "~")):
                 return (
-                    f'the image step "{step}" can\'t run for services on this machine in this version: prepare the '
-                    "environment that the notebook runs in, and leave the step out"
-                )
-        for key in ("python_path", "install_cmd"):
-            if getattr(self, key) is not None:
-                return (
-                    f"the image's {key} means nothing for services on this machine, which run this Python: leave it out"
+                    f'the image step "{step}" would write to this machine\'s own {step.dest}, since services here '
+                    "have no file system of their own: use a relative destination, which code finds below "
+                    'os.environ["KT_STEPS_DIR"]'
                 )
         return None
 
@@ -271,16 +272,6 @@ def _path(value: Any, method: str) -> str:
     if not text.strip() or "\0" in text:
         raise ConfigError(f"{method}({describe(value)}) is not accepted: use a path")
     return text
-
-
-def _expand(value: str, known: Mapping[str, str]) -> str:
-    def one(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name is None:
-            return "$"
-        return known.get(name, match[0])
-
-    return _VARIABLE.sub(one, value)
 
 
 def _instructions(text: str) -> list[tuple[int, str]]:
@@ -331,4 +322,5 @@ def _instruct(image: Image, line: str, where: str, folder: Path) -> Image:
         return image.set_env_vars(variables) if variables else image
     if len(parts) != 2:
         raise ConfigError(f"{where}: {describe(line)}: use COPY SOURCE DESTINATION, one source a line")
-    return image.copy(str(folder / Path(parts[0]).expanduser()), parts[1])
+    source = folder / Path(parts[0]).expanduser()
+    return image.copy(str(source), parts[1], contents=source.is_dir())

@@ -15,7 +15,7 @@ import platform
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cloudpickle
@@ -26,6 +26,7 @@ from pod_server._unpicklable import describe
 from . import by_source, sources
 from .errors import ConfigError, PayloadTooLargeError, SerializationError, VersionMismatchError
 from .fingerprint import Survey
+from .steps import PackedSteps, pack_steps
 
 __all__ = ["CAPTURE_WARNING", "PYTHON", "Bundle", "describe_interface", "display_name", "pack"]
 
@@ -64,6 +65,8 @@ class Bundle:
         The minor version of the pods that it is for. For another than this one's, code is in it as its source.
     again
         Packs the same callable, as it is then, for pods of another minor version.
+    steps
+        The steps of the image, with the files that they bring; None: there are none.
     """
 
     version: str
@@ -73,12 +76,13 @@ class Bundle:
     warnings: tuple[str, ...] = ()
     modules: dict[str, tuple[int, int]] = field(default_factory=dict)
     packages: frozenset[str] = frozenset()
+    steps: PackedSteps | None = None
     python: str = PYTHON
     again: Callable[[str], Bundle] | None = field(default=None, repr=False, compare=False)
 
     @property
     def size(self) -> int:
-        """All that travels, in bytes."""
+        """The code in bytes, without what steps bring."""
         return serialization.nbytes(self.buffers)
 
 
@@ -134,7 +138,7 @@ def pack(
         None: the local modules that the callable uses, found by itself. False: none. A path: that folder, and the
         local modules that are used and aren't in it.
     compute
-        Taken for the sake of symmetry with the backends; nothing of it travels in the bundle.
+        The steps of its image travel with the code.
     python
         The minor version of the pod's Python. Where it isn't this one's, the callable goes by its source.
 
@@ -151,7 +155,7 @@ def pack(
     PayloadTooLargeError
         When it is more than 4 GiB.
     ConfigError
-        When ``target`` can't be called, or ``sync_dir`` is no folder.
+        When ``target`` can't be called, ``sync_dir`` is no folder, or a file that a step brings isn't there.
 
     Examples
     --------
@@ -162,6 +166,7 @@ def pack(
     if not callable(target):
         raise ConfigError(f"only something that can be called can be deployed, not a {type(target).__name__}")
     kind = kind or ("cls" if isinstance(target, type) else "fn")
+    steps = pack_steps(compute.image if compute is not None else None)
     packed = gather(target, name, init_args, sync_dir, python)
     try:
         zipped, modules_hash = sources.pack_zip(packed.tree)
@@ -193,12 +198,14 @@ def pack(
         worker=worker.hexdigest(),
         meta=meta,
         buffers=buffers,
-        warnings=tuple(packed.warnings),
+        warnings=(*packed.warnings, *(steps.warnings if steps is not None else ())),
         modules=dict(packed.tree.modules),
         packages=frozenset(packed.tree.imports),
+        steps=steps,
         python=python,
-        again=lambda python: pack(
-            target, name=name, kind=kind, init_args=init_args, sync_dir=sync_dir, compute=compute, python=python
+        again=lambda python: replace(
+            pack(target, name=name, kind=kind, init_args=init_args, sync_dir=sync_dir, compute=compute, python=python),
+            steps=steps,
         ),
     )
 

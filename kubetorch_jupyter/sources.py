@@ -29,6 +29,7 @@ __all__ = [
     "imported_names",
     "is_local_file",
     "pack_zip",
+    "walk",
 ]
 
 #: Never sent: caches, version control, environments, what editors and notebooks leave behind.
@@ -160,7 +161,7 @@ def imported_names(source: str | bytes) -> frozenset[str]:
     return frozenset(names)
 
 
-def _walk(folder: str) -> Iterator[tuple[str, str]]:
+def walk(folder: str) -> Iterator[tuple[str, str]]:
     """Path relative to the folder, and path, of each file that may travel, in an order that is always the same."""
     for here, dirs, names in os.walk(folder):
         dirs[:] = sorted(
@@ -179,7 +180,7 @@ def _walk(folder: str) -> Iterator[tuple[str, str]]:
 def _add_folder(tree: Tree, folder: str, prefix: str) -> list[str]:
     """Add a folder's files below ``prefix``; gives the Python files among them."""
     sources = []
-    for relative, path in _walk(folder):
+    for relative, path in walk(folder):
         is_source = path.endswith((".py", ".pyi"))
         size = os.path.getsize(path)
         if not is_source and size > DATA_LIMIT:

@@ -27,8 +27,9 @@ def test_descriptors_threads_and_memory_stay(counts: tuple[int, int], place: Pla
     with kt.fn(cells["echo"]).to(kt.Compute(), stream_logs=False) as echo:
 
         def look() -> dict[str, Usage]:
+            pods = place.usage(echo)
             gc.collect()
-            return {"client": Usage.of(os.getpid()), **place.usage(echo)}
+            return {**pods, "client": Usage.of(os.getpid())}
 
         async def calls(n: int) -> None:
             pending: set[asyncio.Task[Any]] = set()

@@ -50,11 +50,11 @@ def test_environment_variables_refer_to_earlier_ones() -> None:
 
 
 def test_what_this_machine_can_and_cannot() -> None:
-    assert Image("x").set_env_vars({"A": "1"}).local_problem() is None
-    for image in (Image().pip_install("numpy"), Image().run_bash("true"), Image(python_path="/usr/bin/python3")):
-        problem = image.local_problem()
-        assert problem is not None
-        assert "leave" in problem
+    image = Image("x", install_cmd="uv pip install").set_env_vars({"A": "1"}).pip_install("numpy").run_bash("true")
+    assert image.copy("x").copy("x", "y/").sync_package("z").local_problem() is None
+    assert "leave it out" in (Image(python_path="/usr/bin/python3").local_problem() or "")
+    for dest in ("/data", "~/data"):
+        assert "KT_STEPS_DIR" in (Image().copy("x", dest).local_problem() or "")
     assert Image().local_note() is None
     assert "python:3.12" in (images.python("3.12").local_note() or "")
 

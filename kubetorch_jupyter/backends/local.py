@@ -21,6 +21,7 @@ from pod_server import processes
 from pod_server.wire import Buffer
 
 from ..compute import Compute
+from ..config import config
 from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError, UnsupportedError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
@@ -196,6 +197,8 @@ class LocalBackend:
         """What goes into ``service.json``."""
         incarnation = os.urandom(8).hex()
         bulk = registry.bulk_dir(spec.name, incarnation)
+        # Not in the runtime directory, which may be in memory: packages are large.
+        steps = os.path.join(config.cache_dir, "services", f"{spec.name}-{incarnation}")
         return {
             "pod": wanted,
             "devices": gpus.choose(spec.name, wanted["gpus"], available, held) if wanted["gpus"] else [],
@@ -205,7 +208,9 @@ class LocalBackend:
             "owner": dict(spec.owner),
             "detached": spec.compute.detach,
             **_asks(spec),
-            "also": [bulk] if bulk is not None else [],
+            "bulk": bulk,
+            "steps": steps,
+            "also": [steps, *([bulk] if bulk is not None else [])],
         }
 
     def _check_room(self, name: str, count: int, available: list[str]) -> None:

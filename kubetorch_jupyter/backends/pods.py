@@ -63,7 +63,7 @@ def front_params(record: Record, spec: ServiceSpec) -> dict[str, Any]:
         "ttl": spec.compute.ttl_seconds,
         "memory_limit": spec.compute.memory_limit_bytes,
         "concurrency": spec.compute.concurrency,
-        "bulk_dir": record.also[0] if record.also else str(record.dir / "payloads"),
+        "bulk_dir": record.service.get("bulk") or str(record.dir / "payloads"),
         "incarnation": record.incarnation,
         "devices": record.service["devices"],
     }
@@ -72,7 +72,8 @@ def front_params(record: Record, spec: ServiceSpec) -> dict[str, Any]:
 def pod_env(record: Record) -> dict[str, str]:
     """The variables that every worker of the pod gets, whatever the user's environment says."""
     devices = record.service["devices"]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+    steps = {"KT_STEPS_ROOT": str(record.service["steps"])} if "steps" in record.service else {}
+    return {**steps, **({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {})}
 
 
 # -- the first deploy --------------------------------------------------------------------------------------------------

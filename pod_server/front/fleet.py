@@ -174,6 +174,10 @@ class Fleet:
         event = meta.get("event")
         if event == "ready" and not worker.ready.done():
             worker.ready.set_result(None)
+        elif event == "step":
+            self._pod.tell("step", str(meta.get("text") or ""), worker=worker.number)
+        elif event == "steps-done":
+            self._pod.tell("steps-done", "the steps of its image have been run", worker=worker.number)
 
     # -- deaths
     # ----------------------------------------------------------------------------------------------------------------

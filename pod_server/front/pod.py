@@ -106,6 +106,8 @@ class Pod:
             "pid": os.getpid(),
             "draining": self.draining,
         }
+        if code is None and self.kept.missing is not None:
+            meta["missing"] = self.kept.missing
         try:
             return encode(FrameType.WELCOME, 0, meta)
         except WireError:

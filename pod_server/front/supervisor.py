@@ -16,7 +16,7 @@ from ..wire import F_BULK, F_ERROR, Frame, FrameType, WireError, encode
 from .faults import error_of, failed, failure
 from .fleet import Fleet
 from .records import Client, Record, State
-from .worker import Code, Worker, WorkerDied, death
+from .worker import Code, Worker, WorkerDied, calls_ended, death
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,8 +174,6 @@ class Supervisor:
         elif not worker.busy:
             self._loop.call_later(_CLEANUP, self.fleet.kill, worker, why)
 
-    # -- the task ------------------------------------------------------------------------------------------------------
-
     async def run(self) -> None:
         """Do loads and revivals as they come, for ever."""
         while True:
@@ -225,9 +223,31 @@ class Supervisor:
     async def _put_in_place(self, code: Code, record: Record) -> Frame:
         """Load code where the rules say so, and have it get the calls if that worked; the worker's RESULT."""
         old = self.current
+        prepared: Worker | None = None
+        if self._excludes(record) and old is not None and code.image and old.fingerprint != code.worker:
+            # The steps of its image may take minutes, and fail: meanwhile the old instance goes on.
+            prepared = await self._spawn(code, record)
+            answer = await self._send_load(prepared, code, record, prepare=True)
+            record.worker = None
+            if answer.flags & F_ERROR:
+                self.fleet.kill(prepared, {"message": "was ended: its image steps failed", "cause": "restart"})
+                return answer
+        try:
+            return await self._replace(old, prepared, code, record)
+        except BaseException:
+            if prepared is not None:
+                self.fleet.kill(prepared, {"message": "was ended: its load did not end", "cause": "restart"})
+            raise
+
+    async def _replace(self, old: Worker | None, prepared: Worker | None, code: Code, record: Record) -> Frame:
+        """The same, in the old worker, or in a new one, which may have been prepared."""
         exclusive = self._excludes(record)
         if exclusive and old is not None:
-            await self._drain(old)
+            self.holding = True
+            if not await calls_ended(old, self._cancel, _CLEANUP):
+                raise _Cancelled
+            if prepared is not None and prepared.dead:
+                raise WorkerDied(death(prepared, self._pod.params.name))
             self.state = "loading"
         reuse = old is not None and not old.dead and old.fingerprint == code.worker
         if old is not None and reuse:
@@ -250,11 +270,13 @@ class Supervisor:
             self._revive = True  # unless the new code takes its place
             self.fleet.kill(old, {"message": "was replaced by a redeploy", "cause": "restart"})
             await old.gone
-        return await self._put_in_new(code, record, old)
+        return await self._put_in_new(code, record, old, prepared)
 
-    async def _put_in_new(self, code: Code, record: Record, old: Worker | None) -> Frame:
+    async def _put_in_new(self, code: Code, record: Record, old: Worker | None, new: Worker | None = None) -> Frame:
         """Load code into a new worker, which takes the place of an old one."""
-        worker = await self._spawn(code, record)
+        worker = new or await self._spawn(code, record)
+        if record.cancelled is not None:
+            raise _Cancelled
         answer = await self._send_load(worker, code, record)
         if answer.flags & F_ERROR:
             self.fleet.kill(worker, {"message": "was ended because its code could not be loaded", "cause": "restart"})
@@ -264,24 +286,6 @@ class Supervisor:
             old.retired = True
             self.settle(old)
         return answer
-
-    async def _drain(self, worker: Worker) -> None:
-        """Hold new calls and wait until those that run have ended."""
-        self.holding = True
-        give_up: float | None = None
-        while worker.calls and not worker.dead:
-            left: float | None = None
-            if not worker.busy:
-                # Only cancelled calls are left, and what they wait for may never come.
-                give_up = give_up or self._loop.time() + _CLEANUP
-                left = give_up - self._loop.time()
-                if left <= 0:
-                    return
-            less: asyncio.Future[None] = self._loop.create_future()
-            worker.on_less.append(less)
-            await asyncio.wait({less, self._cancel}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if self._cancel.done():
-                raise _Cancelled
 
     async def _spawn(self, code: Code, record: Record) -> Worker:
         """A new worker for a LOAD; the client may cancel while it comes."""
@@ -385,8 +389,6 @@ class Supervisor:
         taken, self._restarts = self._restarts, []
         return taken
 
-    # -- steps ---------------------------------------------------------------------------------------------------------
-
     def _drop(self, code: Code) -> None:
         if code.file is not None:
             self._pod.bulk.remove(code.file)
@@ -396,14 +398,14 @@ class Supervisor:
         if record.ended is None:
             self._pod.calls.end(record, raw, state)
 
-    async def _send_load(self, worker: Worker, code: Code, record: Record) -> Frame:
-        """Send a worker its code; the RESULT frame."""
+    async def _send_load(self, worker: Worker, code: Code, record: Record, prepare: bool = False) -> Frame:
+        """Send a worker its code (`prepare`: only for the steps of its image); the RESULT frame."""
         answer: asyncio.Future[Frame] = self._loop.create_future()
         self._answers[record.number] = worker, answer
         record.worker = worker
         record.state = State.RUNNING
         record.started = time.time()
-        meta, flags = {k: v for k, v in code.meta.items() if k != "file"}, 0
+        meta, flags = {**{k: v for k, v in code.meta.items() if k != "file"}, "prepare": prepare}, 0
         try:
             if worker.dead:
                 raise WorkerDied(death(worker, self._pod.params.name))
@@ -459,8 +461,6 @@ class Supervisor:
         for record in self._take_held():
             if record.ended is None:
                 self._pod.calls.submit(record)
-
-    # -- ends ----------------------------------------------------------------------------------------------------------
 
     def _worker_died(self, worker: Worker, error: dict[str, Any]) -> None:
         wanted = worker.killed_for is not None and worker.killed_for.get("cause") == "restart"

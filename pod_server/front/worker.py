@@ -14,7 +14,7 @@ from .faults import Violation
 from .link import Link
 from .records import Record
 
-__all__ = ["Code", "Worker", "WorkerDied", "check_load", "death", "out_of_memory"]
+__all__ = ["Code", "Worker", "WorkerDied", "calls_ended", "check_load", "death", "out_of_memory"]
 
 
 class WorkerDied(Exception):
@@ -45,12 +45,16 @@ class Code:
         self.version = str(meta["version"])
         self.worker = str(meta["worker"])
         self.kind = str(meta["kind"])
+        #: What the LOAD says of the steps of its image; None: there are none.
+        self.image: dict[str, Any] | None = meta.get("image")
         self.since = time.time()
 
     def public(self) -> dict[str, Any]:
         """What clients are told of it."""
         out = {key: self.meta.get(key) for key in ("version", "worker", "kind", "name", "by", "interface")}
         out["since"] = self.since
+        if self.image:
+            out["files"] = self.image.get("files")
         return out
 
     def memory_limit(self, default: int | None) -> int | None:
@@ -74,6 +78,10 @@ def _count(value: object) -> bool:
     return type(value) is int and 0 <= value < 1 << 53
 
 
+def _digests(value: object) -> bool:
+    return value is None or (isinstance(value, list) and len(value) <= 500 and all(map(_text, value)))
+
+
 def _seconds(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e15
 
@@ -91,6 +99,8 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "concurrency": _count,
     "memory_limit": _count,
     "ttl": _seconds,
+    "deployed_at": _seconds,
+    "image": lambda v: isinstance(v, dict) and _count(v.get("n")) and v["n"] > 0 and _digests(v.get("files")),
 }
 
 
@@ -235,3 +245,32 @@ def out_of_memory(limit: object) -> dict[str, Any]:
         why["message"] = f"was killed by the system: its container reached its limit of {limit >> 20} MiB"
         why["limit"] = limit
     return why
+
+
+async def calls_ended(worker: Worker, cancel: asyncio.Future[None], cleanup: float) -> bool:
+    """Wait until the calls that run in a worker have ended; False when `cancel` was done before.
+
+    Parameters
+    ----------
+    worker
+        Gets no new calls.
+    cancel
+        Ends the waiting.
+    cleanup
+        Seconds to wait for calls that were cancelled: what they wait for may never come.
+    """
+    loop = asyncio.get_running_loop()
+    give_up: float | None = None
+    while worker.calls and not worker.dead:
+        left: float | None = None
+        if not worker.busy:
+            give_up = give_up or loop.time() + cleanup
+            left = give_up - loop.time()
+            if left <= 0:
+                break
+        less: asyncio.Future[None] = loop.create_future()
+        worker.on_less.append(less)
+        await asyncio.wait({less, cancel}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if cancel.done():
+            return False
+    return True

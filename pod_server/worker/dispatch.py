@@ -34,6 +34,8 @@ from .interrupt import Interrupter
 from .loading import Code, Loader
 from .output import Log, LogHub, current_log, settle
 from .pool import Pool, PoolThread
+from .reports import LoadReport
+from .steps import Steps
 
 if TYPE_CHECKING:
     from .payload import Bulk
@@ -47,18 +49,27 @@ class Dispatcher:
 
     Parameters
     ----------
-    hub, bulk, loader
-        Where output, large payloads and code go.
+    hub, bulk, loader, steps
+        Where output, large payloads, code and the steps of its image go.
     loop
         The user's event loop, of the main thread.
     threads
         How many ``def`` calls run at once, until a LOAD says otherwise.
     """
 
-    def __init__(self, hub: LogHub, bulk: Bulk, loader: Loader, loop: asyncio.AbstractEventLoop, threads: int) -> None:
+    def __init__(
+        self,
+        hub: LogHub,
+        bulk: Bulk,
+        loader: Loader,
+        steps: Steps,
+        loop: asyncio.AbstractEventLoop,
+        threads: int,
+    ) -> None:
         self.hub = hub
         self.bulk = bulk
         self.loader = loader
+        self.steps = steps
         self.loop = loop
         self.pool = Pool(threads, self._run)
         self.coroutines = Coroutines(self)
@@ -157,6 +168,12 @@ class Dispatcher:
             buffers = self.bulk.buffers(frame, meta)
         except (OSError, ValueError) as e:
             raise CallError("StartupError", f"the code can't be read in the pod: {e}") from e
+        if (image := meta.get("image")) is not None:
+            of_code = len(buffers) - int(image["n"])
+            self.steps.run(buffers[of_code:], LoadReport(call.log, self.hub))
+            buffers = buffers[:of_code]
+            if meta.get("prepare"):
+                return {"prepared": True}
         if self.code is not None and self.code.kind == "cls":
             # Two models don't fit one GPU. The front has let the calls end.
             text = f"the instance of {self.code.name} is replaced: what it held is gone"

@@ -26,6 +26,7 @@ from .output import LogHub, Stream, current_log, patch_print
 from .params import WorkerParams
 from .payload import Bulk
 from .pipes import Pump
+from .steps import Steps
 from .threads import patch_threads
 
 __all__ = ["run_worker"]
@@ -120,7 +121,9 @@ class _Worker:
         self._loop = loop
         self._link = Link(sock)
         self._hub = LogHub(self._link)
-        self._dispatcher = Dispatcher(self._hub, Bulk(params.bulk), Loader(params.dir), loop, params.threads)
+        self._dispatcher = Dispatcher(
+            self._hub, Bulk(params.bulk), Loader(params.dir), Steps(params.dir), loop, params.threads
+        )
         self._pump = Pump(self._dispatcher.owner)
         self._dispatcher.pump = self._pump
         self._streams = [Stream(self._hub, LogKind.STDOUT), Stream(self._hub, LogKind.STDERR)]

@@ -25,7 +25,7 @@ class MemoryGroup:
         self._dirs: list[str] = []
         try:
             with open(own, encoding="utf-8", errors="surrogateescape") as f:
-                lines = [line.rstrip("\n").split(":", 2) for line in f]
+                lines = [line.rstrip("\n").split(":", 2) for line in f if line.count(":") >= 2]
         except OSError:
             lines = []
         # In a container the group's own directory is mounted at the root; outside of one, all groups are.

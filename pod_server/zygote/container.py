@@ -197,6 +197,8 @@ def container_zygote(dir: str, site: str | None = None) -> int:
     int
         The exit code.
     """
+    # Before anything else: until then SIGTERM is lost.
+    life = _Life(dir)
     os.makedirs(dir, mode=0o700, exist_ok=True)
     if site is not None:
         # It must exist: Python remembers of a directory that it isn't there.
@@ -209,7 +211,6 @@ def container_zygote(dir: str, site: str | None = None) -> int:
     if not os.access(".", os.W_OK) and os.path.isdir(os.environ.get("HOME", "")):
         # The image's own is root's, most often: ``open("model.pt", "w")`` is to work.
         os.chdir(os.environ["HOME"])
-    life = _Life(dir)
     processes.become_subreaper()
     processes.name_process("kt-zygote")
     # What a worker needs, while the front starts.

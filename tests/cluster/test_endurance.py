@@ -10,4 +10,4 @@ from tests.test_endurance import test_descriptors_threads_and_memory_stay
 @pytest.fixture
 def counts() -> tuple[int, int]:
     """After how many calls it is looked at, twice."""
-    return 2_000, 10_000
+    return 5_000, 15_000

@@ -36,8 +36,8 @@ HEALTHY = "class Model:\n    def add(self): return 1\n"
 @pytest.mark.parametrize("how", WAYS)
 def test_death_in_init_at_the_first_deploy(how: str, user: User) -> None:
     cells = cells_with(MODEL)
-    # A path that is there in every pod.
-    init_args = {"flag": "/tmp", "how": how}
+    # There in every pod, and so is a folder for what is written beside it.
+    init_args = {"flag": "/tmp/.", "how": how}
     compute = kt.Compute(memory_limit=LIMIT)
     start = time.monotonic()
     with pytest.raises(kt.StartupError) as caught:

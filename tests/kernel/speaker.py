@@ -58,7 +58,8 @@ def say(how, text):
     elif how == "write":
         sys.stdout.buffer.write(text.encode())
     elif how == "child":
-        subprocess.run(["echo", text[:-1]])
+        # By a shell: slim images have one, and not always an echo beside it.
+        subprocess.run(["sh", "-c", 'echo "$0"', text[:-1]])
     else:
         inner = how.removeprefix("thread").strip() or "print"
         thread = threading.Thread(target=say, args=(inner, text))

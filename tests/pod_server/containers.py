@@ -72,12 +72,21 @@ class Containers:
         The image's; this one.
     group
         A control group that the worker's container is put into.
+    dir
+        Where it is; a temporary directory unless given.
+    env
+        Of the image.
     options
         Of the front's command line.
     """
 
     def __init__(
-        self, *options: str, python: str = sys.executable, group: str | None = None, dir: Path | None = None
+        self,
+        *options: str,
+        python: str = sys.executable,
+        group: str | None = None,
+        dir: Path | None = None,
+        env: dict[str, str] | None = None,
     ) -> None:
         self._made = None if dir is not None else tempfile.mkdtemp(prefix="kt-containers-")
         self.root = Path(self._made or str(dir))
@@ -87,6 +96,7 @@ class Containers:
         self.python = python
         self.options = options
         self.group = group
+        self.env = {"PATH": os.environ["PATH"], "HOME": str(self.root), "LANG": "C.UTF-8", **(env or {})}
         (self.root / "token").write_text(TOKEN)
         self.clients: list[Client] = []
         self.front: subprocess.Popen[bytes]
@@ -110,10 +120,9 @@ class Containers:
                 command = ["/bin/sh", "-c", f'echo $$ > {self.group}/cgroup.procs; exec "$@"', "sh", *command]
             if ISOLATED:
                 command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *command]
-        env = {"PATH": os.environ["PATH"], "HOME": str(self.root), "LANG": "C.UTF-8"}
         with open(self.root / f"{part}.log", "ab") as log:
             return subprocess.Popen(
-                command, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command, env=self.env, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
 
     def start_front(self) -> None:

@@ -133,6 +133,68 @@ async def test_several_who_ask_at_once_all_get_an_answer_when_the_zygote_goes(po
         assert all("memory" in answer for answer in answers)
 
 
+@on_a_loop
+async def test_the_gpus_are_those_that_the_worker_container_sees(tmp_path: Path) -> None:
+    """The front's container has no device, and may have no driver's program."""
+    smi = tmp_path / "nvidia-smi"
+    # It is asked without names of devices: the container has its own and no others.
+    smi.write_text('#!/bin/sh\ncase "$*" in *--id*) exit 1;; esac\necho "0, 37, 1024, 81559"\n')
+    smi.chmod(0o755)
+    with Containers(env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as pod:
+        pod.start()
+        async with user(pod) as me:
+            await me.deploy(where)
+            await asyncio.sleep(0.5)
+            usage = await me.request("status", usage=True)
+            assert usage["gpus"] == [{"index": "0", "use": 37, "memory": 1 << 30, "memory_total": 81559 << 20}]
+
+
+# -- whose packages ----------------------------------------------------------------------------------------------------
+
+
+@on_a_loop
+async def test_the_users_packages_count_in_the_worker_and_ours_in_the_front(tmp_path: Path) -> None:
+    """An image with its own click, with a wheel of an older release of ours, and with a module that hides another."""
+    for name, text in (
+        ("click", "version = 'the image'"),
+        ("pod_server", "raise SystemExit('an older one')"),
+        ("kubetorch_jupyter", "raise SystemExit('an older one')"),
+        ("h11", "raise SystemExit('not ours')"),
+        ("statistics", "raise SystemExit('the user has named a module so')"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(text)
+
+    def look() -> list[str]:
+        import os
+        import subprocess
+        import sys
+
+        import click
+        import later
+        import websockets
+
+        import kubetorch_jupyter
+        import pod_server
+
+        child = subprocess.run([sys.executable, "-c", "import later"], check=False).returncode
+        modules = (click, kubetorch_jupyter, pod_server, later, websockets)
+        return [os.path.dirname(m.__file__ or "") for m in modules] + [str(child)]
+
+    with Containers(env={"PYTHONPATH": str(tmp_path)}) as pod:
+        pod.start()
+        (pod.root / "site" / "later.py").write_text("")  # what an image step installs while the pod runs
+        async with user(pod) as me:
+            await me.deploy(look)
+            click, client, server, later, websockets, child = await me.ask()
+            assert click == str(tmp_path / "click")
+            assert client.endswith("/ours/kubetorch_jupyter")
+            assert server.endswith("/ours/pod_server")
+            assert later == str(pod.root / "site")
+            assert websockets.endswith("/websockets")
+            assert child == "0"
+
+
 # -- ends --------------------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +242,6 @@ def test_sigterm_before_there_is_a_front() -> None:
     with Containers() as pod:
         pod.start_worker()
         until(lambda: pod.dir.exists(), 10)
-        time.sleep(0.2)  # it may not have come to its handlers yet: Kubernetes would kill it after the grace period
         os.kill(pod.zygote, signal.SIGTERM)
         assert pod.worker.wait(10) == 143
 
@@ -365,7 +426,7 @@ async def test_code_that_had_no_room_is_missed_by_name() -> None:
             assert error["type"] == "NotDeployedError"
             assert "5.0 MB" in error["message"]
             assert "must send it again" in error["message"]
-            assert (await me.request("status"))["missing"] == 5_000_000
+            assert (await me.request("status"))["missing"] == me.welcome["missing"] == 5_000_000
             await me.deploy(where)
             assert (await me.ask())[0]
             assert (await me.request("status"))["missing"] is None

@@ -297,18 +297,17 @@ def _version() -> str:
 
 # -- this process's backends -------------------------------------------------------------------------------------------
 
-_backends: dict[tuple[str | None, str | None, str | None], KubernetesBackend] = {}
+_backends: dict[tuple[str | None, ...], KubernetesBackend] = {}
 
 
 def kubernetes_backend(compute: Compute) -> KubernetesBackend:
     """The one of this process for the cluster and namespace that `compute` and the settings name."""
-    key = (
-        compute.kubeconfig_path or config.kubeconfig_path,
-        config.context,
-        compute.namespace or config.namespace,
-    )
+    path = compute.kubeconfig_path or config.kubeconfig_path
+    where = path, config.context, compute.namespace or config.namespace
+    # Another value of the variable is another cluster: people set it in a notebook when the first one was wrong.
+    key = (*where, None if path else os.environ.get("KUBECONFIG"))
     if key not in _backends:
-        _backends[key] = KubernetesBackend(*key)
+        _backends[key] = KubernetesBackend(*where)
     return _backends[key]
 
 

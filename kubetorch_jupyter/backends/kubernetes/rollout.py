@@ -21,6 +21,7 @@ from . import manifests, names
 from .bundle import Bundle
 from .client import Kind
 from .diagnosis import Diagnosis
+from .room import makes_room
 from .space import Raw, Space
 from .waiting import Waiting
 
@@ -129,7 +130,9 @@ class Rollout:
             await space.patch(Kind.JOB, plan.job_name, {"spec": {"suspend": False}})
 
     async def _make_room(self, found: Diagnosis) -> bool:
-        """End the pods that are replaced, because the new ones find no room beside them."""
+        """End the pods that are replaced, if the new ones find no room beside them and would without."""
+        if self._job is None or not makes_room(found, self._job, self._old):
+            return False
         self._progress.note(
             f'there is no room for the new pod of "{self._plan.service}" beside the old one ({found.detail}): the old '
             "one goes first, when its calls have ended"

@@ -269,13 +269,19 @@ class Space:
     async def endpoints(self, job: Raw, token: str) -> tuple[Endpoint, ...]:
         """Those of a revision's pods that may answer, by rank."""
         service = str(names.service_of(job))
-        living = [pod for pod in self.pods(service, _revision(job)) if self.may_answer(pod)]
+        living = [pod for pod in self.pods(service, _revision(job)) if self.may_answer(pod) and _front_runs(pod)]
         ranked = sorted(living, key=names.index_of)
         return tuple(await asyncio.gather(*(self.endpoint(service, pod, token) for pod in ranked)))
 
 
 def _is_leaving(pod: Raw) -> bool:
     return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def _front_runs(pod: Raw) -> bool:
+    """Whether the kubelet has said that the front runs: an address comes before that, and stays without an image."""
+    found = (pod.get("status") or {}).get("containerStatuses") or ()
+    return any(each.get("name") == names.FRONT and (each.get("state") or {}).get("running") for each in found)
 
 
 def _revision(obj: Raw) -> str:

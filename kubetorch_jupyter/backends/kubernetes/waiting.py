@@ -74,7 +74,7 @@ class Waiting:
         Parameters
         ----------
         make_room
-            Tried once when there is no room.
+            Asked when something is in the way: whether it has made room, which it does once.
         """
         service, cache = self._plan.service, self._space.cache
         try:
@@ -89,7 +89,7 @@ class Waiting:
                         return ready
                     if found.error is not None:
                         raise found.error
-                    if found.room and make_room is not None and await make_room(found):
+                    if found.curable is not None and make_room is not None and await make_room(found):
                         make_room, self._room_since = None, None
                         continue
                     self._check_room(found)
