@@ -11,6 +11,7 @@ from typing import Any
 
 from pod_server.wire import parse_call_id
 
+from .asking import call_rows
 from .backends import get_backend
 from .backends.base import Backend, Finding, ServiceInfo
 from .calls import Call, attach_call
@@ -20,12 +21,12 @@ from .errors import KubetorchError, UnknownCallError
 from .identity import describe_client
 from .markup import table
 from .service import Service, find_info, find_service
-from .transport.endpoint import Endpoint
 from .transport.listing import all_calls
 from .transport.portal import get_portal
-from .transport.sharing import get_session
+from .transport.replicas import Replicas
+from .transport.session import Session
 
-__all__ = ["Table", "attach", "calls", "examine_backend", "find_name", "left_running", "services", "teardown"]
+__all__ = ["Table", "attach", "calls", "examine_backend", "left_running", "services", "teardown"]
 
 
 class Table(list[Any]):
@@ -77,17 +78,18 @@ _PATIENCE = 2.0
 
 
 async def _with_status(info: ServiceInfo) -> ServiceInfo:
-    if info.endpoint is None:
+    if not info.endpoints:
         return info
     try:
-        async with asyncio.timeout(_PATIENCE):
-            return replace(info, status=_together(await asyncio.gather(*map(_status, info.endpoints))))
+        async with asyncio.timeout(_PATIENCE if len(info.endpoints) == 1 else 2 * _PATIENCE):
+            answers = await Replicas(info.endpoints).ask(_status, _PATIENCE)
     except (KubetorchError, OSError):  # it may end at this moment, or be deployed anew; TimeoutError is an OSError
         return info
+    return replace(info, status=_together([each for _, each in answers if not isinstance(each, Exception)]))
 
 
-async def _status(endpoint: Endpoint) -> dict[str, Any]:
-    return await (await get_session(endpoint)).request("status", usage=True)
+async def _status(session: Session) -> dict[str, Any]:
+    return await session.request("status", usage=True)
 
 
 def _together(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -156,16 +158,15 @@ def calls(service: str | None = None, namespace: str | None = None) -> Table:
 
     Each has ``id`` (for `attach`), ``f`` (function or method), ``state``, ``started`` and ``ended`` (unix time in
     seconds), ``by`` and ``service``.
-    A service that can't be asked just now is a row of its own, with ``state`` "unreachable" and the reason in
-    ``error``.
+    Of a service with several replicas each also has ``replica``, the rank of its pod. A pod that can't be asked just
+    now is a row of its own, with ``state`` "unreachable" and the reason in ``error``.
     """
 
     async def ask(info: ServiceInfo) -> list[dict[str, Any]]:
         try:
-            sessions = await asyncio.gather(*map(get_session, info.endpoints))
-            rows = [row for rows in await asyncio.gather(*map(all_calls, sessions)) for row in rows]
+            rows = call_rows(await Replicas(info.endpoints).ask(all_calls), len(info.endpoints) > 1)
         except (KubetorchError, OSError) as e:  # it may end at this moment, or be deployed anew
-            return [{"id": "", "service": info.name, "f": "", "state": "unreachable", "error": str(e), "started": None}]
+            rows = [{"id": "", "f": "", "state": "unreachable", "error": str(e), "started": None}]
         return [{**row, "service": info.name} for row in rows]
 
     async def collect() -> list[dict[str, Any]]:
@@ -188,18 +189,6 @@ def calls(service: str | None = None, namespace: str | None = None) -> Table:
 def examine_backend() -> Sequence[Finding]:
     """What there is to say of the place that services go to; takes a few seconds at most, whatever is wrong."""
     return get_portal().run(get_backend(Compute()).examine())
-
-
-def find_name(name: str, namespace: str | None = None) -> str:
-    """The whole name of a service: on a cluster, one's own may be left without the user's.
-
-    Raises
-    ------
-    ServiceNotFoundError
-        When there is none of that name.
-    """
-    _, info = get_portal().run(find_info(name, namespace))
-    return info.name
 
 
 def teardown(name: str, namespace: str | None = None) -> None:

@@ -20,9 +20,6 @@ from tests.docs.examples import DATASET, DOCUMENT
 from tests.kernel.harness import Kernel, execute_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-#: How many run at once.
-_BESIDE = 3
-
 #: What the outputs of a cell have in them, in any of their forms, by notebook and cell. Each cell that has an output
 #: worth looking at is here; all others only mustn't fail.
 SHOWN: dict[str, dict[str, list[str]]] = {
@@ -52,7 +49,7 @@ SHOWN: dict[str, dict[str, list[str]]] = {
         "process-batch-shown": ["begin 3", "[0, 1, 4, 9]"],
         "complete": ["train-model", "fetch-training-data"],
         "complete-shown": ["{'model': {'loss': 0.123, 'accuracy': 0.95}, 'data': {'rows': [1, 2, 3]}}"],
-        "services": ["my-service", "gpus=1", "fetch-training-data"],
+        "services": ["train-model", "fetch-training-data", "cpus=1"],
         "end": ["no services"],
     },
     "03-classes-and-state": {
@@ -96,7 +93,7 @@ SHOWN: dict[str, dict[str, list[str]]] = {
         "bg-result": ["epoch 0", "epoch 3"],
         "deploy": ["square", "total", "is ready on local pods"],
         "handles": ["squaring 0", "squaring 3", "[0, 1, 5, 14]"],
-        "services": ["magics-tutorial", "square", "total", "cpus=1"],
+        "services": ["magics-tutorial", "square", "total", "cpus=0.5"],
         "preview": ["area", "numpy"],
         "logs": ["squaring 0", "squaring 3"],
         "doctor": ["asyncio", "a function was deployed in"],
@@ -137,15 +134,22 @@ def variables_of() -> Callable[[Path], dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
+def beside() -> int:
+    """How many run at once."""
+    return 3
+
+
+@pytest.fixture(scope="module")
 def executed(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     variables_of: Callable[[Path], dict[str, str]],
+    beside: int,
 ) -> Iterator[Runner]:
     """Gives an executed notebook; begins with all that the chosen tests will ask for."""
     folder = tmp_path_factory.mktemp("notebooks")
     futures: dict[tuple[Path, str], Future[Any]] = {}
-    with ThreadPoolExecutor(_BESIDE) as pool:
+    with ThreadPoolExecutor(beside) as pool:
         for item in request.session.items:
             params = getattr(getattr(item, "callspec", None), "params", {})
             if getattr(item, "module", None) is request.module and {"path", "version"} <= params.keys():

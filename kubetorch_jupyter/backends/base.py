@@ -182,6 +182,11 @@ class Backend(Protocol):
     #: Whether pods run in this process's own directory and environment.
     here: bool
 
+    @property
+    def namespace(self) -> str | None:
+        """Where its services are, if they are in one and it is known."""
+        ...
+
     def full_name(self, name: str) -> str:
         """The name under which a service of this user is known there."""
         ...

@@ -64,6 +64,7 @@ class LocalBackend:
 
     name = "local"
     here = True
+    namespace: str | None = None
 
     def __init__(self) -> None:
         self._zygotes: dict[tuple[tuple[str, str], ...], asyncio.Task[RootZygote]] = {}

@@ -10,7 +10,6 @@ from IPython.core.error import UsageError
 
 import kubetorch_jupyter as kt
 
-from ..overview import find_name
 from . import doctor, loops
 from .held import held_services, is_a, tear_down
 from .options import Parser, parse
@@ -65,7 +64,7 @@ class Commands:
         if given is None:
             return None
         if given.service is not None:
-            _whole_names("calls", [given.service], given.namespace)
+            [given.service] = _known("calls", [given.service], given.namespace)
         return kt.calls(given.service, given.namespace)
 
     def logs(self, words: Sequence[str]) -> None:
@@ -202,7 +201,7 @@ class Commands:
             elif is_a(held, kt.Cells):
                 word = held.name
             names.append(word)
-        return list(dict.fromkeys(_whole_names(command, names, namespace)))
+        return _known(command, list(dict.fromkeys(names)), namespace)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -286,11 +285,14 @@ def _service_of(id: str) -> str:
     return service
 
 
-def _whole_names(command: str, names: Sequence[str], namespace: str | None) -> list[str]:
-    try:
-        return [find_name(name, namespace) for name in names]
-    except kt.ServiceNotFoundError as e:
-        raise UsageError(f"%kt {command}: {e}") from None
+def _known(command: str, names: Sequence[str], namespace: str | None) -> list[str]:
+    """The services' full names: on a cluster one may leave out that a service is one's own."""
+    known = [info.name for info in kt.services(namespace)]
+    prefix = f"{kt.config.username}-".lower()
+    found = {name: next((each for each in (name, prefix + name) if each in known), None) for name in names}
+    if unknown := [name for name, full in found.items() if full is None]:
+        raise UsageError(f"%kt {command}: there is no service {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
+    return [full for full in found.values() if full is not None]
 
 
 COMMANDS: dict[str, Callable[[Commands, Sequence[str]], Any]] = {

@@ -38,17 +38,23 @@ class Endpoint:
         Asks the backend, without I/O that takes longer than a look at a process or a watch's last word, whether the pod
         has ended: the error for its calls, with the reason; None while it may live. Called on the portal's thread after
         a connection broke, and with True when the pod itself has said that it ends.
+    rank
+        Which replica of the service it is, where the backend knows.
+    hint
+        What to say when nobody answers there.
     """
 
     service: str
     url: str
     token: str = field(repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     credentials: Callable[[bool], Awaitable[Mapping[str, str]]] | None = field(default=None, repr=False, compare=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
     tls_name: str | None = None
     proxy: str | None = field(default=None, repr=False)
     gone: Callable[[bool], PodLostError | None] | None = field(default=None, repr=False, compare=False)
+    rank: int | None = field(default=None, compare=False)
+    hint: str = field(default="kt.services() lists those that are alive", repr=False, compare=False)
 
     async def all_headers(self, renew: bool = False) -> Mapping[str, str]:
         """The headers for a new request, without the token."""

@@ -152,7 +152,7 @@ class Link:
                 if self._loop.time() + pause > deadline:
                     why = str(e) or type(e).__name__
                     raise self._unreachable(
-                        f"could not be reached for {limit:g} s ({why}); kt.services() lists those that are alive"
+                        f"could not be reached for {limit:g} s ({why}); {self._endpoint.hint}"
                     ) from e
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, longest)

@@ -125,8 +125,8 @@ def test_mistakes_are_one_line_and_cost_nothing(make_newest_kernel: KernelFactor
     assert "ZeroDivisionError" in failed(kernel, '%%kt deploy --init "1/0"\nclass C: pass')
     # %kt
     assert "did you mean services?" in failed(kernel, "%kt servces")
-    assert 'there is no service "nothing"' in failed(kernel, "%kt down nothing")
-    assert 'there is no service "nothing"' in failed(kernel, "%kt restart nothing")
+    assert "there is no service 'nothing'" in failed(kernel, "%kt down nothing")
+    assert "there is no service 'nothing'" in failed(kernel, "%kt restart nothing")
     assert "say which services, or --all" in failed(kernel, "%kt down")
     assert "neither a call's id" in failed(kernel, "%kt cancel nothing")
     assert "there is no variable 'nothing'" in failed(kernel, "%kt preview nothing")

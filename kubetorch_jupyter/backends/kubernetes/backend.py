@@ -64,10 +64,15 @@ class KubernetesBackend:
         """The same with the settings where it says nothing: image, queue, volumes, TTL."""
         return manifests.effective(compute)
 
+    @property
+    def namespace(self) -> str | None:
+        """The namespace; None before the first use when it is the context's."""
+        space = self._opened()
+        return space.namespace if space is not None else self._namespace
+
     def where(self) -> str:
         """For sentences."""
-        space = self._opened()
-        known = space.namespace if space is not None else self._namespace
+        known = self.namespace
         return f"in namespace {known}" if known else "in the cluster"
 
     def _opened(self) -> Space | None:
