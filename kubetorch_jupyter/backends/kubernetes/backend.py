@@ -201,7 +201,7 @@ class KubernetesBackend:
 
     def _described(self, space: Space, fields: ServiceFields, job: Raw) -> ServiceInfo:
         pods = space.pods(fields.name, fields.revision)
-        facts = Facts(fields.name, fields.namespace, fields.replicas)
+        facts = Facts(fields.name, fields.namespace, fields.replicas, loaded=fields.loaded)
         found = diagnose(facts, job, pods, space.cache.events(fields.name), now=time.time())
         return ServiceInfo(
             name=fields.name,
