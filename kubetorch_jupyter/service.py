@@ -203,7 +203,7 @@ class Service:
     async def _deploy_again(self, lost: Replicas, reason: str) -> Replicas:
         async with self._lock:
             if self._replicas is lost:
-                now = await self._find()
+                now = [endpoint for endpoint in await self._find() if endpoint not in lost.endpoints]
                 if any(endpoint.gone is None or endpoint.gone(False) is None for endpoint in now):
                     # Somebody has deployed it anew, perhaps this handle itself: those pods are not ours to replace.
                     self.use(now)

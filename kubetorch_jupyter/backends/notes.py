@@ -6,9 +6,10 @@ import os
 
 from ..compute import Compute
 from ..config import config
+from ..errors import UnsupportedError
 from .base import Finding
 
-__all__ = ["local_findings", "local_notes"]
+__all__ = ["local_findings", "local_notes", "no_volumes"]
 
 _CLUSTER_ONLY = (
     "disk_size",
@@ -56,3 +57,11 @@ def local_findings(unused: str | None) -> list[Finding]:
         Finding("backend", "ok", f"services go to this machine, {os.cpu_count()} CPUs, {gpus}"),
         Finding("cluster", "note", unused or "none is used"),
     ]
+
+
+def no_volumes() -> UnsupportedError:
+    """The error for who wants to make or delete one here."""
+    return UnsupportedError(
+        "volumes are Kubernetes', and services go to this machine, where they see its own folders. "
+        'kt.config.backend = "kubernetes" (KT_BACKEND), or the Volume\'s namespace=, means a cluster'
+    )

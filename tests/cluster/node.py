@@ -6,9 +6,11 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.api import Api
 
@@ -92,6 +94,18 @@ class Node:
     def kill(self, pod: str, namespace: str, signal: str = "KILL") -> None:
         """A signal to the first process of each of the pod's containers."""
         self.run("kill", pod, "-n", namespace, "-s", signal)
+
+    def kill_container(self, pod: dict[str, Any], name: str) -> None:
+        """SIGKILL to the first process of one container of a pod, as the API has it."""
+        [status] = [each for each in pod["status"]["containerStatuses"] if each["name"] == name]
+        id = status["containerID"].rpartition("/")[2]
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                first = re.search(r"^NSpid:.*\b1$", (process / "status").read_text(), re.MULTILINE)
+                if first and id in (process / "cgroup").read_text():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+        raise RuntimeError(f"container {name} of {pod['metadata']['name']} doesn't run")
 
     @contextlib.contextmanager
     def frozen(self, program: str) -> Iterator[None]:

@@ -24,6 +24,8 @@ __all__ = ["PORT", "endpoint", "probe"]
 PORT = 32300
 
 _PROBE_TIMEOUT = 5.0
+#: Seconds until an API server is asked again that has just started, and may refuse everybody.
+_PAUSE = 0.3
 #: Of an answer to a probe this much is read, in bytes.
 _ANSWER = 64 << 10
 
@@ -85,6 +87,9 @@ async def endpoint(
     ways = _proxies.setdefault(cluster, {})
     if namespace not in ways:
         allowed = await _proxy_allowed(proxied)
+        while not allowed and cluster.waking:
+            await asyncio.sleep(_PAUSE)
+            allowed = await _proxy_allowed(proxied)
         if not allowed and namespace not in ways and note is not None:
             note("the API server's proxy is forbidden to you, so the connection goes by a port-forward")
         ways[namespace] = allowed

@@ -196,12 +196,12 @@ class KubernetesBackend:
             token = await space.token(job)
             endpoints = await space.endpoints(job, token) if token is not None else ()
             if endpoints:
-                return replace(self._described(space, fields, job), state="running", endpoints=endpoints)
+                return replace(self._described(space, fields, job), state="running", detail="", endpoints=endpoints)
         return self._described(space, *revisions[0])
 
     def _described(self, space: Space, fields: ServiceFields, job: Raw) -> ServiceInfo:
         pods = space.pods(fields.name, fields.revision)
-        facts = Facts(fields.name, fields.namespace, fields.replicas)
+        facts = Facts(fields.name, fields.namespace, fields.replicas, loaded=fields.loaded)
         found = diagnose(facts, job, pods, space.cache.events(fields.name), now=time.time())
         return ServiceInfo(
             name=fields.name,
@@ -213,6 +213,7 @@ class KubernetesBackend:
             namespace=space.namespace,
             detached=True,
             ttl=fields.ttl,
+            detail=found.detail,
         )
 
     def curl(self, info: ServiceInfo, function: str) -> str:

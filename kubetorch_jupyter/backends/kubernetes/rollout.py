@@ -12,7 +12,7 @@ from typing import Any
 from pod_server import codefile
 from pod_server.wire import Buffer
 
-from ...errors import KubetorchError
+from ...errors import ConnectionFailedError, KubetorchError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
 from ...transport.sharing import get_session
@@ -36,6 +36,8 @@ _PATIENCE = 3600.0
 _PERSISTENCE = 10.0
 #: Seconds that a pod may take to say how many calls it has.
 _ANSWER = 2.0
+#: Seconds between two tries to remove something while the API server is away.
+_AWAY = 2.0
 
 
 class Rollout:
@@ -110,7 +112,11 @@ class Rollout:
         # Everything that can be refused without the cluster is refused before anything is made.
         manifest = manifests.job(plan)
         content, _ = await asyncio.gather(self._bundle.config_map(), space.check_secrets(plan))
-        job = self._job = await space.create(manifest)
+        try:
+            job = self._job = await space.create(manifest)
+        except ConnectionFailedError:
+            self._job = manifest  # it may have been made
+            raise
         owners = [manifests.owner_reference(job)]
         # The Job first, suspended, so that what it owns has an owner: a client that dies here leaves no orphans.
         owned = [
@@ -181,6 +187,26 @@ class Rollout:
 
     async def discard(self) -> None:
         """Remove what this deploy made."""
+        try:
+            await self._remove()
+        except ConnectionFailedError:
+            # The API server is away. Nobody waits until it is back, but then it is done.
+            self._space.own(self._remove_later())
+
+    async def _remove_later(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            await asyncio.sleep(_AWAY)
+            try:
+                await self._remove()
+                return
+            except ConnectionFailedError:
+                continue
+            except KubetorchError:
+                log.warning("what was made for service %s is still there", self._plan.service, exc_info=True)
+                return
+
+    async def _remove(self) -> None:
         if self._job is not None:
             await self._space.delete_job(self._job)
             if not self._old:
