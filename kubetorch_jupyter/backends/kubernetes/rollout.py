@@ -101,7 +101,7 @@ class Rollout:
                 self.endpoints = await self._waiting.run(self._make_room if self.new and self._old else None)
         except BaseException as e:
             if self.new:
-                await asyncio.shield(self._clean_up())
+                await asyncio.shield(self.discard())
             if isinstance(e, TimeoutError) and not isinstance(e, KubetorchError):
                 raise self._waiting.expired(limit) from None
             raise
@@ -171,27 +171,25 @@ class Rollout:
         for job in self._old:
             space.own(self._retire(job))
 
-    async def _clean_up(self) -> None:
-        """Remove what was made, also where the cluster is what is in trouble."""
+    async def discard(self) -> None:
+        """Remove what this deploy made, also where the cluster is what is in trouble.
+
+        Why the deploy failed is worth more than what goes wrong here.
+        """
         deadline = time.monotonic() + _PERSISTENCE
         while True:
             try:
-                await self.discard()
+                await self._remove()
+                return
+            except ConnectionFailedError:
+                # The API server is away. Nobody waits until it is back, but then it is done.
+                self._space.own(self._remove_later())
                 return
             except KubetorchError as e:
-                # The reason why the deploy failed is worth more than this one.
                 if time.monotonic() > deadline:
                     self._progress.note(f'something of "{self._plan.service}" is left in the cluster: {e}')
                     return
             await asyncio.sleep(_LOOK)
-
-    async def discard(self) -> None:
-        """Remove what this deploy made."""
-        try:
-            await self._remove()
-        except ConnectionFailedError:
-            # The API server is away. Nobody waits until it is back, but then it is done.
-            self._space.own(self._remove_later())
 
     async def _remove_later(self) -> None:
         deadline = time.monotonic() + _PATIENCE
