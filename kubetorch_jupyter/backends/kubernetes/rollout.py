@@ -16,6 +16,7 @@ from ...errors import ConnectionFailedError, KubetorchError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
 from ...transport.sharing import get_session
+from ...values import readable_size
 from ..base import Progress
 from . import manifests, names
 from .bundle import Bundle
@@ -156,10 +157,12 @@ class Rollout:
         space, plan = self._space, self._plan
         code = await asyncio.to_thread(codefile.pack, meta, buffers)
         if code is None:
-            code = codefile.missing(meta, sum(memoryview(buffer).nbytes for buffer in buffers))
+            size = sum(memoryview(buffer).nbytes for buffer in buffers)
+            code = codefile.missing(meta, size)
+            files = ", with the files of its image's steps" if (meta.get("image") or {}).get("files") else ""
             progress.note(
-                f'the code of "{plan.service}" is too large to be kept in the cluster: a pod that takes the place of '
-                "a lost one gets it from a notebook that has it, or not at all"
+                f'the code of "{plan.service}" is too large to be kept in the cluster ({readable_size(size)}{files}): '
+                "a pod that takes the place of a lost one gets it from a notebook that has it, or not at all"
             )
         encoded = base64.b64encode(code).decode("ascii")
         selector = {names.SERVICE: plan.service, names.REVISION: plan.revision}
