@@ -127,7 +127,7 @@ class Node:
 
     def wake(self) -> None:
         """Have all look for the API server at once: after an outage some do so only within a minute."""
-        for program in ("kubelet", "kube-controller-manager", "kube-scheduler"):
+        for program in ("kubelet", "kube-controller-manager", "kube-scheduler", "coredns"):
             with self.stopped(program):
                 pass
 
