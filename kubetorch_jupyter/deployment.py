@@ -16,7 +16,7 @@ from .backends.base import Backend, Progress, Revision, ServiceSpec
 from .calls import startup_error
 from .code import Code
 from .compat import setup_hooks
-from .errors import KubetorchError, NotDeployedError, PodLostError, WorkerDiedError
+from .errors import ConfigError, KubetorchError, NotDeployedError, PodLostError, WorkerDiedError
 from .identity import describe_client
 from .packing import fit
 from .progress import DeployProgress, Phase
@@ -117,6 +117,20 @@ async def fill(session: Session, name: str, code: Code) -> None:
     await _load(_Load(session, None), name, code)
 
 
+async def _check_frozen(backend: Backend, name: str, code: Code) -> None:
+    info = await backend.find(name)
+    if info is None or info.endpoint is None:
+        return
+    session = await get_session(info.endpoint)
+    live = (await session.request("status")).get("code")
+    await fit(code, session)
+    if live is not None and live["version"] != code.fingerprints()[0]:
+        raise ConfigError(
+            f'service "{name}" lives, and Compute(freeze=True) sends it no other code or limits: tear it down first, '
+            "leave freeze out, or give the new one another name="
+        )
+
+
 async def bring_up(
     backend: Backend, name: str, code: Code, progress: DeployProgress, output: Output | None
 ) -> tuple[Endpoint, ...]:
@@ -128,9 +142,13 @@ async def bring_up(
         When the user's code raised while it was loaded.
     StartupError, DeployError
         When the pods don't come up, or the code's process dies.
+    ConfigError
+        When the service lives with other code, and ``freeze`` was asked for.
     """
     started = time.monotonic()
     progress(Phase.SCHEDULING)
+    if code.compute.freeze:
+        await _check_frozen(backend, name, code)
     revision = await backend.apply(ServiceSpec(name, code.compute, describe_client()), progress)
     #: Whether the pods are to go if this fails: they came up for this, or live without any code.
     ours = revision.new
@@ -307,6 +325,7 @@ def _meta(code: Code) -> dict[str, Any]:
         "concurrency": compute.concurrency,
         "memory_limit": compute.memory_limit_bytes,
         "ttl": compute.ttl_seconds,
+        **({"allowed": list(compute.allowed_serialization)} if compute.allowed_serialization else {}),
         "setup": setup_hooks(),
         "deployed_at": time.time(),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from pod_server.wire import parse_call_id
 
@@ -28,15 +28,16 @@ _POLL = 0.5
 _LOOK = 2.0
 #: How long one of several replicas may take to give its log, in seconds.
 _PATIENCE = 20.0
+_Target: TypeAlias = str | Call[Any] | Module | Service
 
 
 @overload
-def logs(target: str | Call[Any] | Module | Service, follow: Literal[False] = False) -> str: ...
+def logs(target: _Target, follow: Literal[False] = False, namespace: str | None = None) -> str: ...
 @overload
-def logs(target: str | Call[Any] | Module | Service, follow: Literal[True]) -> LogPieces: ...
+def logs(target: _Target, follow: Literal[True], namespace: str | None = None) -> LogPieces: ...
 @overload
-def logs(target: str | Call[Any] | Module | Service, follow: bool) -> str | LogPieces: ...
-def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> str | LogPieces:
+def logs(target: _Target, follow: bool, namespace: str | None = None) -> str | LogPieces: ...
+def logs(target: _Target, follow: bool = False, namespace: str | None = None) -> str | LogPieces:
     """What a call, or a service, has printed: all that its pod keeps, also what no cell has shown.
 
     Parameters
@@ -49,6 +50,8 @@ def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> st
     follow
         Give an iterator of pieces instead, that goes on with what comes: until the call has ended, or the service.
         Stop ends it, and nothing else.
+    namespace
+        Kubernetes namespace of a name or an id, if it isn't that of the settings.
 
     Raises
     ------
@@ -74,8 +77,8 @@ def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> st
         name, namespace = target.name, target.namespace
     elif isinstance(target, str):
         if "/" in target:
-            return _of_call(target, follow)
-        name, namespace = target, None
+            return _of_call(target, follow, namespace)
+        name = target
     else:
         raise TypeError(f"kt.logs takes a call's id, a Call, a service's name or a handle, not {type(target).__name__}")
     # Not by the handle, which would deploy again what has ended.
@@ -83,13 +86,13 @@ def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> st
     return LogPieces(partial(_follow_service, service)) if follow else get_portal().run(_read_service(service))
 
 
-def _of_call(id: str, follow: bool) -> str | LogPieces:
+def _of_call(id: str, follow: bool, namespace: str | None) -> str | LogPieces:
     __tracebackhide__ = True
     try:
         name, _, _ = parse_call_id(id)
     except ValueError as e:
         raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=id) from None
-    service: Service = get_portal().run(find_service(name))
+    service: Service = get_portal().run(find_service(name, namespace))
 
     async def read() -> str:
         session = await service.session_of(id)

@@ -13,7 +13,7 @@ from pod_server.wire import parse_call_id
 
 from .asking import call_rows
 from .backends import get_backend
-from .backends.base import Finding, ServiceInfo
+from .backends.base import Backend, Finding, ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
 from .error_base import describe_size
@@ -112,6 +112,10 @@ def _memory(info: ServiceInfo) -> str:
     return "" if value is None else describe_size(value)
 
 
+def _backend_of(namespace: str | None) -> Backend:
+    return get_backend(Compute(namespace=namespace) if namespace else Compute())
+
+
 def services(namespace: str | None = None, usage: bool = False) -> Table:
     """The services that are up, oldest first, as `ServiceInfo` s in a list that shows itself as a table.
 
@@ -129,7 +133,7 @@ def services(namespace: str | None = None, usage: bool = False) -> Table:
     NAME         WHERE  STATE    AGE  WHOSE            ASKS FOR
     train-model  local  running  2.0m ada first.ipynb  cpus=1
     """
-    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+    backend = _backend_of(namespace)
 
     async def collect() -> Sequence[ServiceInfo]:
         found = await backend.list()
@@ -144,11 +148,12 @@ def services(namespace: str | None = None, usage: bool = False) -> Table:
         "AGE": lambda s: _age(s.created),
         "WHOSE": lambda s: _whose(s.owner),
         "ASKS FOR": lambda s: " ".join(f"{k}={v}" for k, v in s.resources.items() if v is not None),
+        **({"WAITS FOR": lambda s: s.detail} if any(s.detail for s in found) else {}),
     }
     return Table(found, columns, "no services")
 
 
-def calls(service: str | None = None) -> Table:
+def calls(service: str | None = None, namespace: str | None = None) -> Table:
     """The calls that run and those that ended lately, of all services or of one, as dicts in a table.
 
     Each has ``id`` (for `attach`), ``f`` (function or method), ``state``, ``started`` and ``ended`` (unix time in
@@ -165,7 +170,7 @@ def calls(service: str | None = None) -> Table:
         return [{**row, "service": info.name} for row in rows]
 
     async def collect() -> list[dict[str, Any]]:
-        backend = get_backend(Compute())
+        backend = _backend_of(namespace)
         names = (service, backend.full_name(service)) if service is not None else ()
         wanted = [s for s in await backend.list() if s.endpoints and (service is None or s.name in names)]
         return [row for rows in await asyncio.gather(*map(ask, wanted)) for row in rows]
@@ -217,13 +222,15 @@ def left_running() -> Sequence[ServiceInfo]:
     ]
 
 
-def attach(id: str) -> Call[Any]:
+def attach(id: str, namespace: str | None = None) -> Call[Any]:
     """The call of that id, in any kernel, also after a restart: its log from the start, its result when it ends.
 
     Parameters
     ----------
     id
         As in `calls`, or a `Call`'s ``id``: ``service/ULID``.
+    namespace
+        Kubernetes namespace of the service, if it isn't that of the settings.
 
     Raises
     ------
@@ -236,5 +243,5 @@ def attach(id: str) -> Call[Any]:
         name, _, _ = parse_call_id(id)
     except ValueError as e:
         raise UnknownCallError(f"{e}; kt.calls() lists the ids") from None
-    found: Service = get_portal().run(find_service(name))
+    found: Service = get_portal().run(find_service(name, namespace))
     return attach_call(found, id)

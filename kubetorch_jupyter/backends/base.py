@@ -69,7 +69,7 @@ class ServiceInfo:
     ``state`` is ``"starting"``, ``"running"``, ``"pending"`` or ``"failed"``; ``created`` is unix time in seconds;
     ``resources`` is what it asks for (``cpus``, ``memory``, ``gpus``) as given; ``endpoints`` are its pods that accept
     sessions, by rank. ``status`` is what its pod says of itself, where it was asked (``kt.services(usage=True)``) and
-    has answered.
+    has answered. ``detail`` is what it waits for, or why it failed, on one line.
     """
 
     name: str
@@ -83,6 +83,7 @@ class ServiceInfo:
     detached: bool = False
     ttl: float | None = None
     status: Mapping[str, Any] | None = None
+    detail: str = ""
 
     @property
     def endpoint(self) -> Endpoint | None:

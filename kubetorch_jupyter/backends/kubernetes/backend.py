@@ -196,7 +196,7 @@ class KubernetesBackend:
             token = await space.token(job)
             endpoints = await space.endpoints(job, token) if token is not None else ()
             if endpoints:
-                return replace(self._described(space, fields, job), state="running", endpoints=endpoints)
+                return replace(self._described(space, fields, job), state="running", detail="", endpoints=endpoints)
         return self._described(space, *revisions[0])
 
     def _described(self, space: Space, fields: ServiceFields, job: Raw) -> ServiceInfo:
@@ -213,6 +213,7 @@ class KubernetesBackend:
             namespace=space.namespace,
             detached=True,
             ttl=fields.ttl,
+            detail=found.detail,
         )
 
     def curl(self, info: ServiceInfo, function: str) -> str:
