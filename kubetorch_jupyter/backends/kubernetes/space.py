@@ -313,7 +313,7 @@ class Space:
             gone=lambda ended: self.lost(name, service, ended, life),
             note=note,
         )
-        return replace(found, explain=lambda: self.explain(name, service), life=life)
+        return replace(found, explain=lambda: self.explain(name, service), life=life, keeps=found)
 
     async def endpoints(self, job: Raw, token: str) -> tuple[Endpoint, ...]:
         """Those of a revision's pods that may answer, by rank."""
