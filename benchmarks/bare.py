@@ -46,7 +46,7 @@ import asyncio
 
 async def answer(reader, writer):
     await reader.readuntil(b"\\r\\n\\r\\n")
-    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\nx-kubetorch-pod: bare\\r\\nconnection: close\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.0 200 OK\\r\\ncontent-length: 0\\r\\nx-kubetorch-pod: bare\\r\\n\\r\\n")
     writer.close()
 
 async def serve():
@@ -142,7 +142,7 @@ class Bare:
         await self.cluster.create(Kind.JOB, self.namespace, manifest)
         self.pod = await seen
         endpoint = await self.endpoint()
-        while not await access.probe(endpoint):
+        while not await access.probe(endpoint):  # noqa: ASYNC110 - as a deploy does
             await asyncio.sleep(_PROBE)
         return time.perf_counter() - start
 
