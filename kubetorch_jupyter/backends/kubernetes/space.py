@@ -52,6 +52,8 @@ class Space:
         self._tokens: dict[str, str] = {}
         #: How often a pod's worker container is known to have ended.
         self._ends: dict[str, int] = {}
+        #: Names of ConfigMaps that were there when we last looked.
+        self._seen: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def own(self, work: Coroutine[Any, Any, None]) -> None:
@@ -71,20 +73,25 @@ class Space:
         kind, name = Kind.of(manifest), str(manifest["metadata"]["name"])
         # Merged by uid, so that the other owners stay.
         patch = {"metadata": {"ownerReferences": manifest["metadata"]["ownerReferences"]}}
+        # What every pod needs is nearly 1 MB: not sent only to hear that it is there.
+        there = kind is Kind.CONFIG_MAP and name in self._seen
         while True:
-            try:
-                await self.cluster.create(kind, self.namespace, manifest)
-                return
-            except DeployError as e:
-                if e.reason != "AlreadyExists":
-                    raise
+            if not there:
+                try:
+                    await self.cluster.create(kind, self.namespace, manifest)
+                    break
+                except DeployError as e:
+                    if e.reason != "AlreadyExists":
+                        raise
             try:
                 await self.cluster.patch(kind, self.namespace, name, patch, "strategic")
-                return
+                break
             except DeployError as e:
                 if e.reason != "NotFound":
                     raise
-                # Its last owner went between the two: it is made anew.
+                there = False  # its last owner went before that: it is made anew
+        if kind is Kind.CONFIG_MAP:
+            self._seen.add(name)
 
     async def ensure_claims(self, plan: Plan, progress: Progress) -> None:
         """Make the claims of volumes that aren't there; they outlive the service.
