@@ -222,8 +222,10 @@ def outcomes(user: User, images: Images, cluster_node: Node | None) -> Callable[
         if isinstance(compute.get("image"), str):
             compute["image"] = special[compute["image"]]
         try:
-            await kt.fn(cells["f"], name=_name(what)).to_async(kt.Compute(**compute))
-        except kt.KubetorchError as e:
+            # None of them may hold up the others.
+            async with asyncio.timeout(45):
+                await kt.fn(cells["f"], name=_name(what)).to_async(kt.Compute(**compute))
+        except (kt.KubetorchError, TimeoutError) as e:
             found[what] = Outcome(e, time.monotonic(), None, None)
 
     async def deploy_all() -> None:
