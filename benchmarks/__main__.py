@@ -1,80 +1,86 @@
-"""``python -m benchmarks [W2 …] [--rounds N] [--json FILE]``."""
+"""``python -m benchmarks [W2 …] [--cluster] [--rounds N] [--json FILE]``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
-import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import limits
-from .workloads import WORKLOADS, Bench, Workload
+import kubetorch_jupyter as kt
+
+from . import calls, deploys, payloads, places, printed
+from .rows import measure, table_line
+
+WORKLOADS = [*calls.WORKLOADS, *payloads.WORKLOADS, *printed.WORKLOADS, *deploys.WORKLOADS]
 
 
-def measure(workload: Workload, bench: Bench, rounds: int) -> dict[str, Any]:
-    """Limit, ours and peer of each round in turn; medians, spreads and ratios."""
-    workload.run(bench)  # the first is for caches and threads
-    columns = list(zip(*(workload.run(bench) for _ in range(rounds)), strict=True))
-    limit, ours, peer = (statistics.median(column) for column in columns)
+def _machine() -> dict[str, Any]:
+    packages = ("cloudpickle", "numpy", "uvicorn", "websockets")
     return {
-        "name": workload.name,
-        "what": workload.what,
-        "unit": workload.unit,
-        "limit": limit,
-        "ours": ours,
-        "peer": peer,
-        "peer_name": workload.peer,
-        "spread": [min(columns[1]), max(columns[1])],
-        "ours/limit": ours / limit,
-        "ours/peer": ours / peer,
-        "promised": workload.promised,
-        "reached": ours >= workload.promised if workload.higher_is_better else ours <= workload.promised,
+        "system": platform.platform(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "load": round(os.getloadavg()[0], 1),
     }
 
 
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _said(machine: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    return (
+        f"{machine['system']}, {machine['cores']} cores, Python {machine['python']}, {packages}; load {machine['load']}"
+    )
 
 
 def main() -> None:
-    """Run the workloads asked for and print the table."""
+    """Run the workloads asked for and print the table; the exit status is 1 when a goal isn't reached."""
+    known = {w.name for w in WORKLOADS}
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="W", help=f"of {', '.join(w.name for w in WORKLOADS)}; default all")
+    parser.add_argument("names", nargs="*", metavar="W", help=f"of {', '.join(sorted(known))}; default all")
+    parser.add_argument("--cluster", action="store_true", help="also on the kubeconfig's cluster, namespace and image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
-    if unknown := set(given.names) - {w.name for w in WORKLOADS}:
+    if unknown := set(given.names) - known:
         parser.error(f"there is no workload {', '.join(sorted(unknown))}")
     chosen = [w for w in WORKLOADS if not given.names or w.name in given.names]
-    load = os.getloadavg()[0]
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {load:.1f}")
-    rows = []
-    # Not fork: this process has threads by then.
-    context = multiprocessing.get_context("forkserver")
-    with limits.server() as port, ProcessPoolExecutor(2, context) as pool:
-        bench = Bench(port, pool)
-        try:
-            for workload in chosen:
-                row = measure(workload, bench, given.rounds)
-                rows.append(row)
-                low, high = row["spread"]
-                print(
-                    f"{row['name']}  {row['what']}, {row['unit']}: limit {_number(row['limit'])}, "
-                    f"ours {_number(row['ours'])} ({_number(low)}-{_number(high)}), {row['peer_name']} "
-                    f"{_number(row['peer'])}; ours/limit {row['ours/limit']:.2f}, ours/peer {row['ours/peer']:.2f}; "
-                    f"promised {_number(row['promised'])}: {'reached' if row['reached'] else 'NOT REACHED'}"
-                )
-        finally:
-            bench.close()
+    machine = _machine()
+    print(_said(machine))
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        there: list[places.Place] = [stack.enter_context(places.local())]
+        if given.cluster:
+            there += stack.enter_context(places.cluster(_on_the_cluster()))
+        for workload in chosen:
+            load = os.getloadavg()[0]
+            for row in measure(workload, there, given.rounds):
+                rows.append({**row, "load": round(load, 1)})
+                print(table_line(row), f"; load {load:.1f}", sep="", flush=True)
     if given.json:
-        given.json.write_text(json.dumps(rows, indent=1))
+        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
     sys.exit(0 if all(row["reached"] for row in rows) else 1)
+
+
+def _on_the_cluster() -> kt.Compute:
+    """A service of the cluster, while one without a namespace stays on this machine."""
+    kt.config.backend = "auto"
+    return kt.Compute(namespace=kt.config.namespace or _current_namespace())
+
+
+def _current_namespace() -> str:
+    from kubetorch_jupyter.backends.kubernetes.backend import kubernetes_backend
+    from kubetorch_jupyter.transport.portal import get_portal
+
+    kt.config.backend = "kubernetes"
+    namespace = get_portal().run(kubernetes_backend(kt.Compute()).space()).namespace
+    kt.config.backend = "auto"
+    return namespace
 
 
 if __name__ == "__main__":

@@ -165,8 +165,8 @@ class Cells:
         """Whether there is a live namespace of this name; a deploy would replace the code of another service."""
         try:
             live = Module.from_name(self._name).service
-        except ServiceNotFoundError:
-            return False
+        except (ServiceNotFoundError, NotDeployedError):
+            return False  # the second: a pod that has no code yet, or whose deploy was given up
         if live.label != _LABEL:
             raise ConfigError(
                 f'"{self._name}" is the service of {live.label}, and no namespace for cells: give another name'

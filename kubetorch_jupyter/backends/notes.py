@@ -29,7 +29,6 @@ _CLUSTER_ONLY = (
     "queue_name",
     "run_as_root",
 )
-_NOT_YET = ("allowed_serialization", "freeze")
 
 
 def local_notes(compute: Compute) -> list[str]:
@@ -38,8 +37,6 @@ def local_notes(compute: Compute) -> list[str]:
     unset = Compute()
     if ignored := [name for name in _CLUSTER_ONLY if getattr(compute, name) != getattr(unset, name)]:
         notes.append(f"{', '.join(ignored)} of the Compute mean something on Kubernetes only, and are ignored here")
-    if ignored := [name for name in _NOT_YET if getattr(compute, name) != getattr(unset, name)]:
-        notes.append(f"{', '.join(ignored)} of the Compute has no effect in this version")
     return [note for note in notes if note]
 
 

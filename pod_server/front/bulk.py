@@ -288,8 +288,13 @@ class BulkStore:
         any more.
         """
         fd = os.open(self._target(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        got = 0
+        got = held = 0
+        pieces: list[bytes] = []
         complete = False
+        # One piece is written while the next is received: to hand each little body to a thread costs more than to
+        # write it.
+        writing: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        writing.set_result(None)
         try:
             while upload.turn == turn and got <= upload.total:
                 message = await receive()
@@ -298,13 +303,21 @@ class BulkStore:
                 body = message.get("body", b"")
                 if body:
                     got += len(body)
-                    await self._in_thread(_write_all, fd, body)
-                if not message.get("more_body", False):
+                    held += len(body)
+                    pieces.append(body)
+                last = not message.get("more_body", False)
+                if held >= _PIECE or (last and pieces):
+                    await asyncio.shield(writing)
+                    writing = asyncio.ensure_future(self._in_thread(_write_all, fd, pieces))
+                    pieces, held = [], 0
+                if last:
+                    await asyncio.shield(writing)
                     complete = True
                     return got
             return got if got > upload.total else None
         finally:
-            os.close(fd)
+            # Not while it is still written to: another file could have the number by then.
+            writing.add_done_callback(functools.partial(_close, fd))
             if not complete:
                 self.remove(name)
 
@@ -361,10 +374,17 @@ def _range_start(header: bytes) -> int | None:
     return int(start)
 
 
-def _write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+def _write_all(fd: int, pieces: list[bytes]) -> None:
+    for piece in pieces:
+        view = memoryview(piece)
+        while view:
+            view = view[os.write(fd, view) :]
+
+
+def _close(fd: int, written: asyncio.Future[Any]) -> None:
+    os.close(fd)
+    if not written.cancelled() and (error := written.exception()) is not None:
+        _log.debug("the last piece of an upload could not be written", exc_info=error)
 
 
 def _no_room(size: int, directory: str, error: OSError) -> str:

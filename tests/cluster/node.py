@@ -125,6 +125,12 @@ class Node:
         finally:
             self.run("start", program)
 
+    def wake(self) -> None:
+        """Have all look for the API server at once: after an outage some do so only within a minute."""
+        for program in ("kubelet", "kube-controller-manager", "kube-scheduler", "coredns"):
+            with self.stopped(program):
+                pass
+
     @contextlib.contextmanager
     def gpus(self, count: int) -> Iterator[None]:
         """The node says meanwhile that it has so many GPUs."""

@@ -16,6 +16,7 @@ from ...errors import ConnectionFailedError, KubetorchError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
 from ...transport.sharing import get_session
+from ...values import readable_size
 from ..base import Progress
 from . import manifests, names
 from .bundle import Bundle
@@ -101,7 +102,7 @@ class Rollout:
                 self.endpoints = await self._waiting.run(self._make_room if self.new and self._old else None)
         except BaseException as e:
             if self.new:
-                await asyncio.shield(self._clean_up())
+                await asyncio.shield(self.discard())
             if isinstance(e, TimeoutError) and not isinstance(e, KubetorchError):
                 raise self._waiting.expired(limit) from None
             raise
@@ -156,10 +157,12 @@ class Rollout:
         space, plan = self._space, self._plan
         code = await asyncio.to_thread(codefile.pack, meta, buffers)
         if code is None:
-            code = codefile.missing(meta, sum(memoryview(buffer).nbytes for buffer in buffers))
+            size = sum(memoryview(buffer).nbytes for buffer in buffers)
+            code = codefile.missing(meta, size)
+            files = ", with the files of its image's steps" if (meta.get("image") or {}).get("files") else ""
             progress.note(
-                f'the code of "{plan.service}" is too large to be kept in the cluster: a pod that takes the place of '
-                "a lost one gets it from a notebook that has it, or not at all"
+                f'the code of "{plan.service}" is too large to be kept in the cluster ({readable_size(size)}{files}): '
+                "a pod that takes the place of a lost one gets it from a notebook that has it, or not at all"
             )
         encoded = base64.b64encode(code).decode("ascii")
         selector = {names.SERVICE: plan.service, names.REVISION: plan.revision}
@@ -171,27 +174,25 @@ class Rollout:
         for job in self._old:
             space.own(self._retire(job))
 
-    async def _clean_up(self) -> None:
-        """Remove what was made, also where the cluster is what is in trouble."""
+    async def discard(self) -> None:
+        """Remove what this deploy made, also where the cluster is what is in trouble.
+
+        Why the deploy failed is worth more than what goes wrong here.
+        """
         deadline = time.monotonic() + _PERSISTENCE
         while True:
             try:
-                await self.discard()
+                await self._remove()
+                return
+            except ConnectionFailedError:
+                # The API server is away. Nobody waits until it is back, but then it is done.
+                self._space.own(self._remove_later())
                 return
             except KubetorchError as e:
-                # The reason why the deploy failed is worth more than this one.
                 if time.monotonic() > deadline:
                     self._progress.note(f'something of "{self._plan.service}" is left in the cluster: {e}')
                     return
             await asyncio.sleep(_LOOK)
-
-    async def discard(self) -> None:
-        """Remove what this deploy made."""
-        try:
-            await self._remove()
-        except ConnectionFailedError:
-            # The API server is away. Nobody waits until it is back, but then it is done.
-            self._space.own(self._remove_later())
 
     async def _remove_later(self) -> None:
         deadline = time.monotonic() + _PATIENCE

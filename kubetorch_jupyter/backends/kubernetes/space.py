@@ -24,8 +24,9 @@ __all__ = ["Raw", "Space"]
 
 Raw = dict[str, Any]
 
-#: Seconds until what was deleted must be gone, and between two looks when nothing is heard.
-_GONE = 60.0
+#: Seconds until what was deleted must be gone (a kubelet may take a minute to find the API server again when that was
+#: away), and between two looks when nothing is heard.
+_GONE = 120.0
 _LOOK = 1.0
 _LAST_LINES = 20
 #: Seconds that it takes until the kubelet has told how a container ended, at most; it looks once a second.
@@ -51,6 +52,8 @@ class Space:
         self._tokens: dict[str, str] = {}
         #: How often a pod's worker container is known to have ended.
         self._ends: dict[str, int] = {}
+        #: Names of ConfigMaps that were there when we last looked.
+        self._seen: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def own(self, work: Coroutine[Any, Any, None]) -> None:
@@ -70,20 +73,25 @@ class Space:
         kind, name = Kind.of(manifest), str(manifest["metadata"]["name"])
         # Merged by uid, so that the other owners stay.
         patch = {"metadata": {"ownerReferences": manifest["metadata"]["ownerReferences"]}}
+        # What every pod needs is nearly 1 MB: not sent only to hear that it is there.
+        there = kind is Kind.CONFIG_MAP and name in self._seen
         while True:
-            try:
-                await self.cluster.create(kind, self.namespace, manifest)
-                return
-            except DeployError as e:
-                if e.reason != "AlreadyExists":
-                    raise
+            if not there:
+                try:
+                    await self.cluster.create(kind, self.namespace, manifest)
+                    break
+                except DeployError as e:
+                    if e.reason != "AlreadyExists":
+                        raise
             try:
                 await self.cluster.patch(kind, self.namespace, name, patch, "strategic")
-                return
+                break
             except DeployError as e:
                 if e.reason != "NotFound":
                     raise
-                # Its last owner went between the two: it is made anew.
+                there = False  # its last owner went before that: it is made anew
+        if kind is Kind.CONFIG_MAP:
+            self._seen.add(name)
 
     async def ensure_claims(self, plan: Plan, progress: Progress) -> None:
         """Make the claims of volumes that aren't there; they outlive the service.
