@@ -16,7 +16,7 @@ from .backends.base import Backend, Progress, Revision, ServiceSpec
 from .calls import startup_error
 from .code import Code
 from .compat import setup_hooks
-from .errors import ConfigError, KubetorchError, NotDeployedError, WorkerDiedError
+from .errors import ConfigError, KubetorchError, NotDeployedError, PodLostError, WorkerDiedError
 from .identity import describe_client
 from .packing import fit
 from .progress import DeployProgress, Phase
@@ -27,13 +27,15 @@ from .transport.session import RemoteFailure, Session
 from .transport.sharing import get_session
 from .values import readable_size
 
-__all__ = ["adopt", "bring_up", "fill", "lacks"]
+__all__ = ["adopt", "bring_up", "come_again", "fill", "lacks", "others"]
 
 #: How long a pod that was told to stop loading may take to say what it has, in seconds.
 _SETTLE = 5.0
 #: How long a pod's deployer may take to give it code, before nobody waits any more, and between two looks, in seconds.
 _DEPLOYING = 20.0
 _POLL = 0.25
+#: How long a cluster may take to make a pod in the place of a lost one, in seconds: it waits 12 s by itself.
+_COMING = 90.0
 
 
 #: What was deployed last from this process and is still held by a handle, by backend, namespace and name.
@@ -48,6 +50,41 @@ async def adopt(backend: Backend, session: Session) -> dict[str, Any] | None:
     if backend.here:
         await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
     found: dict[str, Any] | None = (await session.request("status")).get("code")
+    return found
+
+
+async def others(backend: Backend, name: str, lost: Sequence[Endpoint]) -> Sequence[Endpoint]:
+    """The service's pods when others than those live."""
+    info = await backend.find(name)
+    found = [endpoint for endpoint in info.endpoints if endpoint not in lost] if info is not None else []
+    return found if any(endpoint.gone is None or endpoint.gone(False) is None for endpoint in found) else ()
+
+
+async def come_again(backend: Backend, name: str, lost: Sequence[Endpoint], reason: str) -> Sequence[Endpoint]:
+    """The pods that the backend itself makes in the place of those, for who has no code to deploy.
+
+    Raises
+    ------
+    PodLostError
+        When it makes none: the service is over.
+    """
+    over = PodLostError(
+        f'service "{name}" has ended ({reason}), and this handle has no code to deploy it again; '
+        "deploy it with .to(...) from where its code is",
+        service=name,
+        reason=reason,
+    )
+    if await backend.find(name) is None:
+        raise over
+    deadline = time.monotonic() + _COMING
+    async with DeployProgress(name) as progress:
+        progress.note(f'service "{name}" has lost its pod ({reason}); the cluster makes another')
+        progress(Phase.SCHEDULING)
+        while not (found := await others(backend, name, lost)):
+            if time.monotonic() > deadline or await backend.find(name) is None:
+                raise over
+            await asyncio.sleep(_POLL)
+        await progress.done(f'"{name}" has a pod again')
     return found
 
 

@@ -24,12 +24,11 @@ from .backends.notes import local_notes
 from .calls import find_row, load_error
 from .code import Code
 from .compute import Compute
-from .deployment import adopt, bring_up, fill, lacks
+from .deployment import adopt, bring_up, come_again, fill, lacks, others
 from .errors import (
     ConfigError,
     KubetorchError,
     NotDeployedError,
-    PodLostError,
     ServiceNotFoundError,
     UnknownCallError,
 )
@@ -203,15 +202,11 @@ class Service:
     async def _deploy_again(self, lost: Replicas, reason: str) -> Replicas:
         async with self._lock:
             if self._replicas is lost:
-                now = [endpoint for endpoint in await self._find() if endpoint not in lost.endpoints]
-                if any(endpoint.gone is None or endpoint.gone(False) is None for endpoint in now):
+                if now := await others(self.backend, self.name, lost.endpoints):
                     # Somebody has deployed it anew, perhaps this handle itself: those pods are not ours to replace.
                     self.use(now)
                 elif self.code is None:
-                    raise PodLostError(
-                        f'service "{self.name}" has ended ({reason}), and this handle has no code to deploy it again; '
-                        "deploy it with .to(...) from where its code is",
-                    )
+                    self.use(await come_again(self.backend, self.name, lost.endpoints, reason))
                 else:
                     async with DeployProgress(self.name) as progress:
                         empty = ", without what it held" if self.kind == "cls" else ""

@@ -76,8 +76,10 @@ class Replica:
 
     def gone(self) -> PodLostError | None:
         """Why the pod has ended; None while it may live."""
-        gone = self.endpoint.gone
-        return gone(self.session is not None and self.session.draining) if gone is not None else None
+        gone, session = self.endpoint.gone, self.session
+        # When the session is over, what has been decided of the pod counts, though it may not have ended yet.
+        doubtful = session is not None and (session.draining or not session.usable)
+        return gone(doubtful) if gone is not None else None
 
     def open(self) -> Session:
         """The session for what is asked now.

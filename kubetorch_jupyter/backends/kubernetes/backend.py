@@ -19,7 +19,7 @@ from ..base import Event, Finding, Progress, Revision, ServiceInfo, ServiceSpec,
 from . import access, manifests, names
 from .bundle import the_bundle
 from .client import Cluster
-from .diagnosis import Facts, diagnose, event_lines, event_time
+from .diagnosis import Facts, diagnose, event_lines, event_time, time_of
 from .examination import examine
 from .manifests import ServiceFields
 from .rollout import Rollout
@@ -160,7 +160,7 @@ class KubernetesBackend:
         old = [job for _, job in revisions]
         if revisions and tokens:
             fields, job = revisions[0]
-            why = _why_another(space, fields, plan)
+            why = _why_another(space, fields, job, plan)
             if why is None:
                 plan = replace(plan, revision=fields.revision)
                 return Rollout(space, plan, bundle, token, progress, job=job, old=old[1:])
@@ -282,10 +282,11 @@ class KubernetesBackend:
         await space.delete_rest(name)
 
 
-def _why_another(space: Space, fields: ServiceFields, plan: manifests.Plan) -> str | None:
+def _why_another(space: Space, fields: ServiceFields, job: Raw, plan: manifests.Plan) -> str | None:
     """Why a revision can't go on, for people; None when it can."""
     if fields.suspended and plan.compute.queue_name is None:
-        return "the last one was never released" if time.time() - fields.created > _ABANDONED else None
+        made = time_of(job["metadata"].get("creationTimestamp"))
+        return "the last one was never released" if made is None or time.time() - made > _ABANDONED else None
     if fields.spec != plan.spec:
         return "what it asks for has changed"
     # The Job makes another pod in its place, but only after a while; and what others hold must not be lost for one.

@@ -24,8 +24,9 @@ __all__ = ["Raw", "Space"]
 
 Raw = dict[str, Any]
 
-#: Seconds until what was deleted must be gone, and between two looks when nothing is heard.
-_GONE = 60.0
+#: Seconds until what was deleted must be gone (a kubelet may take a minute to find the API server again when that was
+#: away), and between two looks when nothing is heard.
+_GONE = 120.0
 _LOOK = 1.0
 _LAST_LINES = 20
 #: Seconds that it takes until the kubelet has told how a container ended, at most; it looks once a second.
