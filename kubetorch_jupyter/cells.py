@@ -10,14 +10,15 @@ from typing import Any, cast
 
 from pod_server.cells import Namespace, compile_cell
 
+from . import sources
 from .callables import Cls, RemoteMethod, cls
 from .calls import Call
 from .compute import Compute
 from .errors import ConfigError, NotDeployedError, ServiceNotFoundError
-from .identity import describe_client
+from .identity import describe_client, service_name
 from .module import Module
 from .overview import services
-from .service import Service, service_name
+from .service import Service
 
 __all__ = ["Cells", "default_name"]
 
@@ -83,7 +84,7 @@ class Cells:
     @property
     def name(self) -> str:
         """The service's name."""
-        return self._name
+        return self._handle.service.name if self._handle is not None else self._name
 
     @property
     def compute(self) -> Compute | None:
@@ -136,11 +137,17 @@ class Cells:
         Raises
         ------
         ConfigError
-            When a service of that name is no namespace.
+            When a service of that name is no namespace; for more than one replica: each would have variables of its
+            own.
         DeployError
             When no pod can be had.
         """
         __tracebackhide__ = True
+        if compute is not None and compute.replicas > 1:
+            raise ConfigError(
+                f'"{self._name}" is a namespace for cells, which is one pod: with replicas={compute.replicas} each '
+                "would have variables of its own"
+            )
         handle = cls(Namespace, name=self._name)
         lives = self._lives()
         if lives and compute is None:
@@ -158,8 +165,8 @@ class Cells:
         """Whether there is a live namespace of this name; a deploy would replace the code of another service."""
         try:
             live = Module.from_name(self._name).service
-        except ServiceNotFoundError:
-            return False
+        except (ServiceNotFoundError, NotDeployedError):
+            return False  # the second: a pod that has no code yet, or whose deploy was given up
         if live.label != _LABEL:
             raise ConfigError(
                 f'"{self._name}" is the service of {live.label}, and no namespace for cells: give another name'
@@ -237,7 +244,18 @@ class Cells:
             self._count += 1
             name = f"<{self._name} {self._count}>"
         compile_cell(source, name)  # a SyntaxError is raised here
+        self._bring_modules(source)
         return source, name, text if text is not None else source
+
+    def _bring_modules(self, source: str) -> None:
+        """Send the user's own modules that a cell imports, where the pod isn't in this directory and has them not."""
+        if self._deployed().service.backend.here:
+            return
+        tree = sources.collect(sources.imported_names(source))
+        if tree.files:
+            data, digest = sources.pack_zip(tree)
+            if not self._method("modules")(digest):
+                self._method("modules")(digest, data)
 
     def put(self, values: Mapping[str, Any]) -> None:
         """Set variables there, by value.

@@ -68,7 +68,8 @@ class Code:
         place = json.dumps([self.cwd, self.sys_path, sorted(lasting.items()), *python, *steps])
         worker = hashlib.blake2b(f"{self.bundle.worker}\n{place}".encode(), digest_size=16).hexdigest()
         # What a LOAD sets in a pod that lives: without them here, a deploy that changes nothing else would do nothing.
-        limits = (self.compute.concurrency, self.compute.memory_limit_bytes, self.compute.ttl_seconds)
+        compute = self.compute
+        limits = (compute.concurrency, compute.memory_limit_bytes, compute.ttl_seconds, compute.allowed_serialization)
         version = hashlib.blake2b(f"{self.bundle.version}\n{worker}\n{limits}".encode(), digest_size=16).hexdigest()
         return version, worker
 

@@ -1,15 +1,17 @@
-"""Who this client is, for people and for the other clients of a service: user, host, process, notebook."""
+"""Who this client is, for people and for the other clients of a service, and what its services are called."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 from typing import Any
 
 from .config import config
+from .errors import ConfigError
 
-__all__ = ["describe_client"]
+__all__ = ["describe_client", "service_name"]
 
 
 def describe_client() -> dict[str, Any]:
@@ -33,3 +35,27 @@ def _notebook() -> str:
     if name == "__main__.py":  # python -m package
         return os.path.basename(os.path.dirname(os.path.abspath(sys.argv[0])))
     return name or f"python {os.getpid()}"
+
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+
+
+def service_name(name: str) -> str:
+    """A valid service name made of a Python name: lower case, other characters become ``-``.
+
+    Raises
+    ------
+    ConfigError
+        When nothing is left of it, or more than the 63 characters of an RFC 1123 label.
+
+    Examples
+    --------
+    >>> service_name("train_Model")
+    'train-model'
+    """
+    out = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if len(out) > 63:
+        raise ConfigError(f"the service name {out!r} has {len(out)} characters; 63 are allowed: give a shorter name=")
+    if not _NAME.fullmatch(out):
+        raise ConfigError(f"no service name can be made of {name!r}: give a name= of letters, digits and '-'")
+    return out

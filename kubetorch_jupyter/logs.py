@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 from pod_server.wire import parse_call_id
 
+from .asking import heading, text_of
 from .calls import Call, LogPieces, find_row, follow_log, read_log
 from .errors import CallCancelledError, PodLostError, RecordExpiredError, UnknownCallError
 from .module import Module
@@ -23,15 +24,20 @@ __all__ = ["logs"]
 _CALLS, _BYTES = 50, 1 << 20
 #: How often a service is asked for new calls while it is followed, in seconds.
 _POLL = 0.5
+#: How often it is looked for pods that have taken the place of others meanwhile.
+_LOOK = 2.0
+#: How long one of several replicas may take to give its log, in seconds.
+_PATIENCE = 20.0
+_Target: TypeAlias = str | Call[Any] | Module | Service
 
 
 @overload
-def logs(target: str | Call[Any] | Module | Service, follow: Literal[False] = False) -> str: ...
+def logs(target: _Target, follow: Literal[False] = False, namespace: str | None = None) -> str: ...
 @overload
-def logs(target: str | Call[Any] | Module | Service, follow: Literal[True]) -> LogPieces: ...
+def logs(target: _Target, follow: Literal[True], namespace: str | None = None) -> LogPieces: ...
 @overload
-def logs(target: str | Call[Any] | Module | Service, follow: bool) -> str | LogPieces: ...
-def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> str | LogPieces:
+def logs(target: _Target, follow: bool, namespace: str | None = None) -> str | LogPieces: ...
+def logs(target: _Target, follow: bool = False, namespace: str | None = None) -> str | LogPieces:
     """What a call, or a service, has printed: all that its pod keeps, also what no cell has shown.
 
     Parameters
@@ -44,6 +50,8 @@ def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> st
     follow
         Give an iterator of pieces instead, that goes on with what comes: until the call has ended, or the service.
         Stop ends it, and nothing else.
+    namespace
+        Kubernetes namespace of a name or an id, if it isn't that of the settings.
 
     Raises
     ------
@@ -69,8 +77,8 @@ def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> st
         name, namespace = target.name, target.namespace
     elif isinstance(target, str):
         if "/" in target:
-            return _of_call(target, follow)
-        name, namespace = target, None
+            return _of_call(target, follow, namespace)
+        name = target
     else:
         raise TypeError(f"kt.logs takes a call's id, a Call, a service's name or a handle, not {type(target).__name__}")
     # Not by the handle, which would deploy again what has ended.
@@ -78,13 +86,13 @@ def logs(target: str | Call[Any] | Module | Service, follow: bool = False) -> st
     return LogPieces(partial(_follow_service, service)) if follow else get_portal().run(_read_service(service))
 
 
-def _of_call(id: str, follow: bool) -> str | LogPieces:
+def _of_call(id: str, follow: bool, namespace: str | None) -> str | LogPieces:
     __tracebackhide__ = True
     try:
         name, _, _ = parse_call_id(id)
     except ValueError as e:
         raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=id) from None
-    service: Service = get_portal().run(find_service(name))
+    service: Service = get_portal().run(find_service(name, namespace))
 
     async def read() -> str:
         session = await service.session_of(id)
@@ -125,15 +133,8 @@ def _left_out(row: dict[str, Any], room: int) -> str:
 
 
 async def _read_service(service: Service) -> str:
-    sessions = await service.sessions()
-    texts = await asyncio.gather(*map(_read_pod, sessions))
-    if len(texts) == 1:
-        return texts[0]
-    return "".join(f"{_of_pod(service, rank)}{text}{_ended(text)}" for rank, text in enumerate(texts) if text)
-
-
-def _of_pod(service: Service, rank: int) -> str:
-    return f"==> {service.name}, replica {rank} <==\n"
+    replicas = await service.replicas()
+    return text_of(service.name, await replicas.ask(_read_pod, _PATIENCE), replicas.size > 1)
 
 
 async def _read_pod(session: Session) -> str:
@@ -175,12 +176,21 @@ class _Merged:
 
 async def _follow_service(service: Service, add: Callable[[str], None]) -> None:
     merged = _Merged(add)
-    sessions = await service.sessions()
-    if len(sessions) == 1:
-        await _follow_pod(sessions[0], f"==> {service.name} <==\n", merged)
-    else:
-        pods = enumerate(sessions)
-        await asyncio.gather(*(_follow_pod(session, _of_pod(service, rank), merged) for rank, session in pods))
+    replicas = await service.replicas()
+    if replicas.size == 1:
+        await _follow_pod(await replicas.session(), f"==> {service.name} <==\n", merged)
+        return
+    followed: dict[Session, asyncio.Task[None]] = {}
+    async with asyncio.TaskGroup() as group:
+        while True:
+            for replica in await replicas.all():  # others may have taken the place of some
+                session = replica.session
+                if session is not None and session.usable and session not in followed:
+                    above = heading(service.name, replica.rank)
+                    followed[session] = group.create_task(_follow_pod(session, above, merged))
+            if all(task.done() for task in followed.values()):
+                return
+            await asyncio.sleep(_LOOK)
 
 
 async def _follow_pod(session: Session, heading: str, merged: _Merged) -> None:

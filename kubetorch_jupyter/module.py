@@ -13,18 +13,14 @@ from .code import take_code
 from .compute import Compute
 from .config import config
 from .errors import ConfigError, NotDeployedError
+from .identity import service_name
 from .interface import Interface
 from .invocation import KEYWORDS, check_serialization, with_options
 from .markup import summary
 from .packing import pack
 from .progress import DeployProgress
-from .service import (
-    Service,
-    deploy,
-    find_service,
-    open_deploy_output,
-    service_name,
-)
+from .service import Service, deploy, find_service
+from .streams import open_output
 from .transport.portal import get_portal
 from .transport.session import RemoteFailure
 
@@ -236,7 +232,8 @@ class Module:
         shown = self._options.stream_logs if stream_logs is None else bool(stream_logs)
         self._options = replace(self._options, stream_logs=shown)
         progress = DeployProgress(name, quiet=not shown or dryrun)
-        output = open_deploy_output(shown, name)
+        # Where the load's own output goes: the deploying cell.
+        output = open_output(name) if shown else None
         here = os.getcwd()
 
         def make() -> shipping.Bundle:

@@ -11,8 +11,9 @@ from typing import Any
 
 from pod_server.wire import parse_call_id
 
+from .asking import call_rows
 from .backends import get_backend
-from .backends.base import Finding, ServiceInfo
+from .backends.base import Backend, Finding, ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
 from .error_base import describe_size
@@ -20,10 +21,10 @@ from .errors import KubetorchError, UnknownCallError
 from .identity import describe_client
 from .markup import table
 from .service import Service, find_info, find_service
-from .transport.endpoint import Endpoint
 from .transport.listing import all_calls
 from .transport.portal import get_portal
-from .transport.sharing import get_session
+from .transport.replicas import Replicas
+from .transport.session import Session
 
 __all__ = ["Table", "attach", "calls", "examine_backend", "left_running", "services", "teardown"]
 
@@ -77,17 +78,18 @@ _PATIENCE = 2.0
 
 
 async def _with_status(info: ServiceInfo) -> ServiceInfo:
-    if info.endpoint is None:
+    if not info.endpoints:
         return info
     try:
-        async with asyncio.timeout(_PATIENCE):
-            return replace(info, status=_together(await asyncio.gather(*map(_status, info.endpoints))))
+        async with asyncio.timeout(_PATIENCE if len(info.endpoints) == 1 else 2 * _PATIENCE):
+            answers = await Replicas(info.endpoints).ask(_status, _PATIENCE)
     except (KubetorchError, OSError):  # it may end at this moment, or be deployed anew; TimeoutError is an OSError
         return info
+    return replace(info, status=_together([each for _, each in answers if not isinstance(each, Exception)]))
 
 
-async def _status(endpoint: Endpoint) -> dict[str, Any]:
-    return await (await get_session(endpoint)).request("status", usage=True)
+async def _status(session: Session) -> dict[str, Any]:
+    return await session.request("status", usage=True)
 
 
 def _together(found: list[dict[str, Any]]) -> dict[str, Any]:
@@ -110,6 +112,10 @@ def _memory(info: ServiceInfo) -> str:
     return "" if value is None else describe_size(value)
 
 
+def _backend_of(namespace: str | None) -> Backend:
+    return get_backend(Compute(namespace=namespace) if namespace else Compute())
+
+
 def services(namespace: str | None = None, usage: bool = False) -> Table:
     """The services that are up, oldest first, as `ServiceInfo` s in a list that shows itself as a table.
 
@@ -127,7 +133,7 @@ def services(namespace: str | None = None, usage: bool = False) -> Table:
     NAME         WHERE  STATE    AGE  WHOSE            ASKS FOR
     train-model  local  running  2.0m ada first.ipynb  cpus=1
     """
-    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+    backend = _backend_of(namespace)
 
     async def collect() -> Sequence[ServiceInfo]:
         found = await backend.list()
@@ -142,29 +148,29 @@ def services(namespace: str | None = None, usage: bool = False) -> Table:
         "AGE": lambda s: _age(s.created),
         "WHOSE": lambda s: _whose(s.owner),
         "ASKS FOR": lambda s: " ".join(f"{k}={v}" for k, v in s.resources.items() if v is not None),
+        **({"WAITS FOR": lambda s: s.detail} if any(s.detail for s in found) else {}),
     }
     return Table(found, columns, "no services")
 
 
-def calls(service: str | None = None) -> Table:
+def calls(service: str | None = None, namespace: str | None = None) -> Table:
     """The calls that run and those that ended lately, of all services or of one, as dicts in a table.
 
     Each has ``id`` (for `attach`), ``f`` (function or method), ``state``, ``started`` and ``ended`` (unix time in
     seconds), ``by`` and ``service``.
-    A service that can't be asked just now is a row of its own, with ``state`` "unreachable" and the reason in
-    ``error``.
+    Of a service with several replicas each also has ``replica``, the rank of its pod. A pod that can't be asked just
+    now is a row of its own, with ``state`` "unreachable" and the reason in ``error``.
     """
 
     async def ask(info: ServiceInfo) -> list[dict[str, Any]]:
         try:
-            sessions = await asyncio.gather(*map(get_session, info.endpoints))
-            rows = [row for rows in await asyncio.gather(*map(all_calls, sessions)) for row in rows]
+            rows = call_rows(await Replicas(info.endpoints).ask(all_calls), len(info.endpoints) > 1)
         except (KubetorchError, OSError) as e:  # it may end at this moment, or be deployed anew
-            return [{"id": "", "service": info.name, "f": "", "state": "unreachable", "error": str(e), "started": None}]
+            rows = [{"id": "", "f": "", "state": "unreachable", "error": str(e), "started": None}]
         return [{**row, "service": info.name} for row in rows]
 
     async def collect() -> list[dict[str, Any]]:
-        backend = get_backend(Compute())
+        backend = _backend_of(namespace)
         names = (service, backend.full_name(service)) if service is not None else ()
         wanted = [s for s in await backend.list() if s.endpoints and (service is None or s.name in names)]
         return [row for rows in await asyncio.gather(*map(ask, wanted)) for row in rows]
@@ -216,13 +222,15 @@ def left_running() -> Sequence[ServiceInfo]:
     ]
 
 
-def attach(id: str) -> Call[Any]:
+def attach(id: str, namespace: str | None = None) -> Call[Any]:
     """The call of that id, in any kernel, also after a restart: its log from the start, its result when it ends.
 
     Parameters
     ----------
     id
         As in `calls`, or a `Call`'s ``id``: ``service/ULID``.
+    namespace
+        Kubernetes namespace of the service, if it isn't that of the settings.
 
     Raises
     ------
@@ -235,5 +243,5 @@ def attach(id: str) -> Call[Any]:
         name, _, _ = parse_call_id(id)
     except ValueError as e:
         raise UnknownCallError(f"{e}; kt.calls() lists the ids") from None
-    found: Service = get_portal().run(find_service(name))
+    found: Service = get_portal().run(find_service(name, namespace))
     return attach_call(found, id)

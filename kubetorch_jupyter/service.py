@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from pod_server.wire import parse_call_id
 
-from .backends import get_backend
+from .asking import call_rows, event_rows, status_of, text_of
+from .backends import backend_of, get_backend
 from .backends.base import Backend, Event, ServiceInfo
 from .backends.notes import local_notes
 from .calls import find_row, load_error
 from .code import Code
 from .compute import Compute
-from .deployment import adopt, bring_up, load
+from .deployment import adopt, bring_up, come_again, fill, lacks, others
 from .errors import (
     ConfigError,
     KubetorchError,
     NotDeployedError,
-    PodLostError,
     ServiceNotFoundError,
     UnknownCallError,
 )
@@ -37,39 +37,16 @@ from .markup import summary
 from .packing import fit
 from .progress import DeployProgress, Phase
 from .shipping import PYTHON
-from .streams import Output, open_output
+from .streams import Output
 from .transport.endpoint import Endpoint
 from .transport.listing import all_calls, all_events
 from .transport.portal import get_portal
 from .transport.replicas import Replicas
 from .transport.session import RemoteFailure, Session
 
-__all__ = ["Service", "deploy", "find_info", "find_service", "service_name"]
+__all__ = ["Service", "deploy", "find_info", "find_service"]
 
 T = TypeVar("T")
-
-_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
-
-
-def service_name(name: str) -> str:
-    """A valid service name made of a Python name: lower case, other characters become ``-``.
-
-    Raises
-    ------
-    ConfigError
-        When nothing is left of it, or more than the 63 characters of an RFC 1123 label.
-
-    Examples
-    --------
-    >>> service_name("train_Model")
-    'train-model'
-    """
-    out = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if len(out) > 63:
-        raise ConfigError(f"the service name {out!r} has {len(out)} characters; 63 are allowed: give a shorter name=")
-    if not _NAME.fullmatch(out):
-        raise ConfigError(f"no service name can be made of {name!r}: give a name= of letters, digits and '-'")
-    return out
 
 
 @dataclass(eq=False)
@@ -135,12 +112,14 @@ class Service:
         """
         return await (await self._reach()).session()
 
-    async def sessions(self) -> list[Session]:
-        """Those with all of its pods that can be reached, by rank."""
-        return await (await self._reach()).sessions()
+    async def replicas(self) -> Replicas:
+        """Its pods, of which one lives at least; as `session`."""
+        return await self._reach()
 
     async def session_of(self, id: str) -> Session:
         """The one with the pod that has this call, or may have it; see `session`.
+
+        A pod of this process's that has ended is not brought back for it: the session says why it ended.
 
         Raises
         ------
@@ -151,15 +130,24 @@ class Service:
             _, client, _ = parse_call_id(id)
         except ValueError as e:
             raise UnknownCallError(f"{e}; kt.calls() lists the ids", call_id=id, service=self.name) from None
-        replicas = await self._reach()
-        own = replicas.find(client)
+        own = self._replicas.find(client) if self._replicas is not None else None
         if own is not None:
             return own
-        sessions = await replicas.sessions()
-        if len(sessions) > 1:
-            rows = await asyncio.gather(*(find_row(session, id) for session in sessions))
-            sessions = [s for s, row in zip(sessions, rows, strict=True) if row is not None] or sessions
-        return sessions[0]
+        replicas = await self._reach()
+        if replicas.size == 1:
+            return await replicas.session()
+
+        async def look(session: Session) -> tuple[Session, bool]:
+            return session, await find_row(session, id) is not None
+
+        answers = [answer for _, answer in await replicas.ask(look)]
+        found = [answer for answer in answers if not isinstance(answer, Exception)]
+        if (having := next((session for session, has in found if has), None)) is not None:
+            return having
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer  # that one may have it
+        return found[0][0]
 
     async def _reach(self) -> Replicas:
         """Its pods, of which one lives at least."""
@@ -167,49 +155,63 @@ class Service:
             raise NotDeployedError(f'service "{self.name}" was torn down; deploy it again with .to(...)')
         replicas = self._replicas
         if replicas is None:
-            info = await self.backend.find(self.name)
-            if info is None or info.endpoint is None:
+            endpoints = await self._find()
+            if not endpoints:
                 raise ServiceNotFoundError(
                     f'there is no service "{self.name}" {self._where()}; kt.services() lists those that there are'
                 )
-            return self.use(info.endpoints)
+            return self.use(endpoints)
+        if replicas.foreign:
+            return self.use(replicas.endpoints)
         lost = replicas.lost()
-        if len(lost) == len(replicas.endpoints):
+        if lost and len(lost) == len(replicas.endpoints):
             return await self._deploy_again(replicas, lost[0])
-        if lost or replicas.draining:
-            # Others take its calls; its backend puts another in its place, by and by.
-            info = await self.backend.find(self.name)
-            if info is not None and info.endpoint is not None:
-                replicas.replace(info.endpoints)
+        if replicas.draining:
+            await replicas.update()
         return replicas
+
+    async def _find(self) -> Sequence[Endpoint]:
+        info = await self.backend.find(self.name)
+        return info.endpoints if info is not None else ()
 
     def use(self, endpoints: Sequence[Endpoint]) -> Replicas:
         """These are its pods from now on."""
-        self._replicas = Replicas(endpoints, self._prepare)
+        self._replicas = Replicas(endpoints, self._prepare, self._find, self._replicas)
         return self._replicas
 
     async def _prepare(self, session: Session) -> None:
-        """A pod that came in the place of a lost one has no code when that was too large to be kept for it."""
-        if self.code is not None and self._replicas is not None and len(self._replicas.endpoints) > 1:
-            await load(session, await adopt(session), None, self.name, self.code)
+        """See that a pod that isn't of this process's making has code: it may have been too large to be kept for it.
+
+        Raises
+        ------
+        NotDeployedError
+            When it has none, and this handle has none that it could be given.
+        """
+        if self.backend.here or not await lacks(session, self.name):
+            return
+        assert self._replicas is not None
+        if self.code is None or await self._replicas.versions() - {self.code.fingerprints()[0]}:
+            raise NotDeployedError(
+                f'a pod of service "{self.name}" has come in the place of another, without its code, which was too '
+                f"large to be kept in the cluster; this handle {'has none' if self.code is None else 'has another'}: "
+                "deploy it again with .to(...) from where its code is",
+                service=self.name,
+            )
+        await fill(session, self.name, self.code)
 
     async def _deploy_again(self, lost: Replicas, reason: str) -> Replicas:
         async with self._lock:
             if self._replicas is lost:
-                info = await self.backend.find(self.name)
-                if info is not None and info.endpoint is not None and info.endpoints != lost.endpoints:
+                if now := await others(self.backend, self.name, lost.endpoints):
                     # Somebody has deployed it anew, perhaps this handle itself: those pods are not ours to replace.
-                    self.use(info.endpoints)
+                    self.use(now)
                 elif self.code is None:
-                    raise PodLostError(
-                        f'service "{self.name}" has ended ({reason}), and this handle has no code to deploy it again; '
-                        "deploy it with .to(...) from where its code is",
-                    )
+                    self.use(await come_again(self.backend, self.name, lost.endpoints, reason))
                 else:
                     async with DeployProgress(self.name) as progress:
                         empty = ", without what it held" if self.kind == "cls" else ""
                         progress.note(f'service "{self.name}" has ended ({reason}); deploying it again{empty}')
-                        self.use(await bring_up(self.backend, self.name, self.code, progress, None))
+                        await self.use(await bring_up(self.backend, self.name, self.code, progress, None)).take_open()
             assert self._replicas is not None
             return self._replicas
 
@@ -223,15 +225,14 @@ class Service:
 
         With several replicas each also has ``replica``, the rank of the pod that it runs in.
         """
-        return self._ask(lambda: self._lists(all_calls))
+        return call_rows(self._ask_all(all_calls), self._many)
 
     def events(self) -> list[dict[str, Any]]:
         """What happened to this service, in order (loads, deaths, restarts), as dicts with ``n time event text``.
 
         With several replicas each also has ``replica``.
         """
-        rows = self._ask(lambda: self._lists(all_events))
-        return rows if not rows or "replica" not in rows[0] else sorted(rows, key=lambda row: float(row["time"]))
+        return event_rows(self._ask_all(all_events), self._many)
 
     def logs(self) -> str:
         """What was written outside of any call: while loading, by threads that no call started, by C code."""
@@ -257,10 +258,10 @@ class Service:
         return str(self._ask(lambda: self._request_of(id, "call_log", last=last))["text"])
 
     def _service_log(self, **fields: Any) -> str:
-        texts = [str(answer["text"]) for answer in self._ask(lambda: self._requests("service_log", **fields))]
-        if len(texts) == 1:
-            return texts[0]
-        return "".join(f"==> {self.name}, replica {rank} <==\n{text}" for rank, text in enumerate(texts) if text)
+        async def read(session: Session) -> str:
+            return str((await session.request("service_log", **fields))["text"])
+
+        return text_of(self.name, self._ask_all(read), self._many)
 
     def cancel(self, id: str) -> bool:
         """Ask the pod to cancel a call, whoever made it; False if it had ended already.
@@ -280,15 +281,16 @@ class Service:
         ``memory_total`` of each. What isn't known is None. With several replicas it is the first's, and ``replicas``
         has all of them.
         """
-        found = self._ask(lambda: self._requests("status", usage=True))
-        return found[0] if len(found) == 1 else {**found[0], "replicas": found}
+        return status_of(self._ask_all(lambda session: session.request("status", usage=True)), self._many)
 
     def restart(self) -> None:
         """Replace the worker process; calls in flight end with ``WorkerDiedError(cause="restart")``, state is lost.
 
         All replicas' at once, if there are several.
         """
-        self._ask(lambda: self._requests("restart"))
+        for _, answer in self._ask_all(lambda session: session.request("restart"), None):
+            if isinstance(answer, Exception):
+                raise answer
 
     def teardown(self) -> None:
         """End the service and remove everything that belongs to it; returns when that is done.
@@ -336,16 +338,18 @@ class Service:
             error = load_error(e, self.name)
             raise error from error.__cause__
 
-    async def _lists(
-        self, every: Callable[[Session], Coroutine[Any, Any, list[dict[str, Any]]]]
-    ) -> list[dict[str, Any]]:
-        lists = await asyncio.gather(*map(every, await self.sessions()))
-        if len(lists) == 1:
-            return lists[0]
-        return [{**row, "replica": rank} for rank, rows in enumerate(lists) for row in rows]
+    def _ask_all(
+        self, what: Callable[[Session], Awaitable[T]], patience: float | None = 5.0
+    ) -> list[tuple[int, T | Exception]]:
+        async def ask() -> list[tuple[int, T | Exception]]:
+            return await (await self._reach()).ask(what, patience)
 
-    async def _requests(self, op: str, **fields: Any) -> list[dict[str, Any]]:
-        return await asyncio.gather(*(session.request(op, **fields) for session in await self.sessions()))
+        __tracebackhide__ = True
+        return self._ask(ask)
+
+    @property
+    def _many(self) -> bool:
+        return self._replicas is not None and self._replicas.size > 1
 
     async def _request_of(self, id: str, op: str, **fields: Any) -> dict[str, Any]:
         return await (await self.session_of(id)).request(op, id=id, **fields)
@@ -353,12 +357,19 @@ class Service:
     def __reduce__(self) -> tuple[Any, ...]:
         rows = self.interface.rows if self.interface else None
         label = self.interface.label if self.interface else self.name
-        return _rebuild, (self.name, self.namespace, self.kind, rows, label)
+        way = None
+        if not self.backend.here and self.endpoint is not None:
+            # In another pod of the cluster there is nobody who could be asked for it.
+            way = self.namespace or self.backend.namespace, self.endpoint.token
+        return _rebuild, (self.name, self.namespace, self.kind, rows, label, way)
 
 
-def _rebuild(name: str, namespace: str | None, kind: str, rows: Any, label: str) -> Service:
+def _rebuild(
+    name: str, namespace: str | None, kind: str, rows: Any, label: str, way: tuple[str | None, str] | None
+) -> Service:
     """A service's handle in another process: it finds the pod at its first call."""
-    backend = get_backend(Compute(namespace=namespace) if namespace else Compute())
+    compute = Compute(namespace=namespace) if namespace else Compute()
+    backend = backend_of(name, *way, compute) if way is not None else get_backend(compute)
     interface = Interface(rows, label) if rows is not None else None
     return Service(name, backend, namespace, interface=interface, kind=kind)
 
@@ -419,7 +430,7 @@ async def deploy(
     if lock.locked():
         progress(Phase.WAITING)
     async with lock:
-        service.use(await bring_up(backend, name, code, progress, output))
+        await service.use(await bring_up(backend, name, code, progress, output)).take_open()
     return service
 
 
@@ -428,18 +439,19 @@ async def _use_live(service: Service, code: Code, progress: DeployProgress) -> b
     info = await service.backend.find(service.name)
     if info is None or info.endpoint is None:
         return False
-    sessions = await service.use(info.endpoints).sessions()
-    lives = await asyncio.gather(*map(adopt, sessions))
-    live = next((live for live in lives if live is not None), None)
+    replicas = Replicas(info.endpoints)
+    answers = await replicas.ask(partial(adopt, service.backend))
+    live = next((live for _, live in answers if live is not None and not isinstance(live, Exception)), None)
     if live is None:
         return False
+    service.use(info.endpoints)
     if live["kind"] != service.kind:
         raise ConfigError(
             f'the live service "{service.name}" is a {live["kind"]}, and get_if_exists= would use it as a '
             f"{service.kind}: give another name=, or tear it down"
         )
     try:
-        await fit(code, sessions[0])
+        await fit(code, await replicas.session())
         differs = live["version"] != code.fingerprints()[0]
     except KubetorchError:  # it couldn't be sent there, and needn't be
         differs = True
@@ -479,8 +491,9 @@ async def find_service(name: str, namespace: str | None = None) -> Service:
     if info.endpoint is None:
         raise ServiceNotFoundError(f'service "{info.name}" is being deployed; try again in a moment')
     service = Service(info.name, backend, namespace)
-    service.use(info.endpoints)
-    code = (await (await service.session()).request("status")).get("code")
+    answers = await service.use(info.endpoints).ask(lambda session: session.request("status"))
+    codes = (answer.get("code") for _, answer in answers if not isinstance(answer, Exception))
+    code = next((code for code in codes if code is not None), None)
     if code is None:
         raise ServiceNotFoundError(
             f'service "{info.name}" is being deployed and has no code yet; try again in a moment'
@@ -488,8 +501,3 @@ async def find_service(name: str, namespace: str | None = None) -> Service:
     service.kind = code["kind"]
     service.interface = Interface(code["interface"], code["name"])
     return service
-
-
-def open_deploy_output(stream_logs: bool, name: str) -> Output | None:
-    """Where the load's own output goes: the deploying cell."""
-    return open_output(name) if stream_logs else None

@@ -86,6 +86,9 @@ class Namespace:
         # So that pickle, dataclasses and multiprocessing find in __main__ what cells have defined, as in a notebook.
         self._variables: dict[str, Any] = variables
         self._flags = 0
+        #: Where the user's own modules are, and the digest of them.
+        self._folder: str | None = None
+        self._modules = ""
         shell = Shell(self._variables, self._run_now)
         builtins.get_ipython = lambda: shell  # type: ignore[attr-defined]
 
@@ -140,6 +143,27 @@ class Namespace:
                 value.close()
                 raise SyntaxError("await can't be used in this magic; %%time as the cell's first line can")
         return value
+
+    def modules(self, digest: str, data: bytes | None = None) -> bool:
+        """Have the user's own modules on the path, as they are now where the cells are written.
+
+        Parameters
+        ----------
+        digest
+            Of their files.
+        data
+            A zip of them; None only asks.
+
+        Returns
+        -------
+        bool
+            Whether they are there.
+        """
+        from .worker.modules import use_modules
+
+        if digest != self._modules and data is not None:
+            self._folder, self._modules = use_modules(data, self._folder), digest
+        return digest == self._modules
 
     def put(self, values: dict[str, Any]) -> None:
         """Set variables."""

@@ -35,6 +35,7 @@ _RAW, _XZ = 0, 1
 #: Less than this is not worth packing; of more than that, packing won't make what a Secret has room for.
 _SMALL = 4096
 _HOPELESS = 32 << 20
+_PIECE = 64 << 10
 #: What a file may claim to have inside, for who unpacks it.
 _MOST = 1 << 32
 
@@ -92,7 +93,7 @@ def pack(meta: Mapping[str, Any], buffers: Sequence[Buffer], limit: int | None =
     lengths = [memoryview(b).nbytes for b in buffers]
     head = _COUNTS.pack(len(raw_meta), len(buffers)) + struct.pack(f"<{len(buffers)}Q", *lengths)
     body = b"".join([head, raw_meta, *buffers])
-    data = _seal(_CODE, body, compress=limit is not None)
+    data = _seal(_CODE, body, limit)
     return data if limit is None or len(data) <= limit else None
 
 
@@ -105,16 +106,28 @@ def missing(meta: Mapping[str, Any], size: int) -> bytes:
     5000000
     """
     raw_meta = json.dumps({**meta, "missing": size}, separators=(",", ":")).encode()
-    return _seal(_MISSING, _COUNTS.pack(len(raw_meta), 0) + raw_meta, compress=True)
+    return _seal(_MISSING, _COUNTS.pack(len(raw_meta), 0) + raw_meta, LIMIT)
 
 
-def _seal(kind: int, body: bytes, compress: bool) -> bytes:
+def _seal(kind: int, body: bytes, limit: int | None) -> bytes:
     stored, packing = body, _RAW
-    if compress and len(body) > _SMALL:
-        packed = lzma.compress(body, preset=2)
-        if len(packed) < len(body):
+    if limit is not None and len(body) > _SMALL:
+        packed = _compress(body, min(limit, len(body)))
+        if packed is not None:
             stored, packing = packed, _XZ
     return _MAGIC + _HEAD.pack(kind, packing, len(stored), len(body), _digest(stored)) + stored
+
+
+def _compress(body: bytes, most: int) -> bytes | None:
+    """The body by xz; None as soon as it comes to more than that: of many megabytes that is nearly all of the time."""
+    compressor = lzma.LZMACompressor(preset=2)
+    packed = bytearray()
+    for at in range(0, len(body), _PIECE):
+        packed += compressor.compress(body[at : at + _PIECE])
+        if len(packed) > most:
+            return None
+    packed += compressor.flush()
+    return bytes(packed) if len(packed) <= most else None
 
 
 def _digest(data: bytes | memoryview) -> bytes:

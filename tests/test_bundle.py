@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import lzma
 import os
 import subprocess
@@ -19,7 +20,10 @@ import pytest
 from kubetorch_jupyter.backends.kubernetes import bundle as bundles
 from kubetorch_jupyter.backends.kubernetes.bundle import LIMIT, make_bundle, the_bundle
 from kubetorch_jupyter.errors import DeployError
+from kubetorch_jupyter.shipping import pack
+from pod_server.wire import F_ERROR, FrameType
 from tests import promises
+from tests.cells import Cells
 from tests.pod_server.containers import Containers, User, on_a_loop, python
 from tests.pod_server.containers import the_bundle as shared
 
@@ -187,42 +191,28 @@ def test_the_client_core_says_that_it_needs_a_newer_python(tmp_path: Path) -> No
     assert "ImportError: kubetorch_jupyter needs Python 3.11 or later, and this is 3.10" in ended.stderr
 
 
-SUM = """
-def total(n):
-    import sys
-    return [sys.version_info[:2], sum(range(n))]
-"""
-
-
 @pytest.mark.parametrize("version", PYTHONS)
 @on_a_loop
 async def test_a_session_on_every_python(version: str) -> None:
-    """From the unpacked bundle to a result, in an interpreter that has nothing else. The code goes by source."""
-    import json
-
-    from pod_server import serialization
-    from pod_server.wire import F_ERROR, FrameType
-
-    minor = int(version.partition(".")[2])
+    """From the unpacked bundle to a result, in an interpreter that has nothing else; to another one goes the source."""
+    cells = Cells()
+    cells.run("def total(n):\n    import sys\n    return [*sys.version_info[:2], sum(range(n))]\n")
+    bundle = pack(cells["total"], python=version)
+    # What %load_ext asks for: it means nothing on 3.10, and is no reason to fail there.
+    meta = {**bundle.meta, "version": "1", "worker": "1", "setup": ["kubetorch_jupyter.compat:install_as_kubetorch"]}
     with Containers(python=interpreter(version)) as pod:
         pod.start()
         me = User(pod)  # type: ignore[arg-type]
         await me.open()
         assert me.welcome["python"] == version
-        header = {"how": "source", "init": False, "module_name": "__main__", "qualname": "total"}
-        pickled = [bytes(b) for b in serialization.dumps(({}, None))]
-        buffers = [json.dumps(header).encode(), json.dumps({"cell.py": SUM}).encode(), b"", *pickled]
-        meta = {"version": "1", "worker": "1", "kind": "fn", "name": "total", "python": "3.11"}
-        # What %load_ext asks for: it means nothing on 3.10, and is no reason to fail there.
-        meta["setup"] = ["kubetorch_jupyter.compat:install_as_kubetorch"]
         me.seq += 1
-        await me.send(FrameType.LOAD, me.seq, meta, buffers)
+        await me.send(FrameType.LOAD, me.seq, meta, [bytes(b) for b in bundle.buffers])
         loaded = await me.result(me.seq, 30)
         assert not loaded.flags & F_ERROR, loaded.meta
         me.seq += 1
         await me.send(FrameType.CALL, me.seq, {"ser": "json"}, [b"[[10], {}]"])
         result = await me.result(me.seq, 30)
-        assert json.loads(bytes(result.buffers[0])) == [[3, minor], 45]
+        assert json.loads(bytes(result.buffers[0])) == [*map(int, version.split(".")), 45]
         await me.request("teardown")
         await me.cut()
         assert await asyncio.to_thread(pod.ended) == (0, 0)

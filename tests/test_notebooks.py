@@ -20,9 +20,8 @@ from tests.docs.examples import DATASET, DOCUMENT
 from tests.kernel.harness import Kernel, execute_notebook
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-#: How many run at once.
-_BESIDE = 3
-
+#: What these show is a cluster's; tests/cluster/test_notebooks.py runs them.
+CLUSTER_ONLY = {"07-kubernetes"}
 #: What the outputs of a cell have in them, in any of their forms, by notebook and cell. Each cell that has an output
 #: worth looking at is here; all others only mustn't fail.
 SHOWN: dict[str, dict[str, list[str]]] = {
@@ -52,7 +51,7 @@ SHOWN: dict[str, dict[str, list[str]]] = {
         "process-batch-shown": ["begin 3", "[0, 1, 4, 9]"],
         "complete": ["train-model", "fetch-training-data"],
         "complete-shown": ["{'model': {'loss': 0.123, 'accuracy': 0.95}, 'data': {'rows': [1, 2, 3]}}"],
-        "services": ["my-service", "gpus=1", "fetch-training-data"],
+        "services": ["train-model", "fetch-training-data", "cpus=1"],
         "end": ["no services"],
     },
     "03-classes-and-state": {
@@ -96,17 +95,31 @@ SHOWN: dict[str, dict[str, list[str]]] = {
         "bg-result": ["epoch 0", "epoch 3"],
         "deploy": ["square", "total", "is ready on local pods"],
         "handles": ["squaring 0", "squaring 3", "[0, 1, 5, 14]"],
-        "services": ["magics-tutorial", "square", "total", "cpus=1"],
+        "services": ["magics-tutorial", "square", "total", "cpus=0.5"],
         "preview": ["area", "numpy"],
         "logs": ["squaring 0", "squaring 3"],
         "doctor": ["asyncio", "a function was deployed in"],
-        "down": ['"square" has ended', '"total" has ended', '"magics-tutorial" has ended'],
+        "down": ['square" has ended', 'total" has ended', 'magics-tutorial" has ended'],
     },
     "06-panel": {
         "service": ["countdown", "is ready on local pods"],
         "panel": ["application/vnd.jupyter.widget-view+json", "panel"],
         "spawn": ["<Call", "countdown"],
         "result": ["liftoff"],
+    },
+    "07-kubernetes": {
+        "doctor": ["cluster", "all that services need in namespace"],
+        "deploy": ["deploying to namespace", "is ready on kubernetes pods"],
+        "call": ["step 0 on ", "step 2 on ", "measure-"],
+        "services": ["measure", "kubernetes/", "cpus=0.1"],
+        "change": ["was redeployed", "1 steps, still on ", "True"],
+        "volume": ['the volume "kt-tutorial" of 1Gi is made'],
+        "volume-again": ["by its name alone it is mounted elsewhere: /data/model.txt", "weights"],
+        "secret": ["values=<DB_PASSWORD>", "7 characters"],
+        "wait": ["ResourceNotAvailableError", "Insufficient cpu"],
+        "replicas": ["2 pods"],
+        "down": ["has ended"],
+        "end": ["no services"],
     },
 }
 
@@ -137,18 +150,26 @@ def variables_of() -> Callable[[Path], dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
+def beside() -> int:
+    """How many run at once."""
+    return 3
+
+
+@pytest.fixture(scope="module")
 def executed(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     variables_of: Callable[[Path], dict[str, str]],
+    beside: int,
 ) -> Iterator[Runner]:
     """Gives an executed notebook; begins with all that the chosen tests will ask for."""
     folder = tmp_path_factory.mktemp("notebooks")
     futures: dict[tuple[Path, str], Future[Any]] = {}
-    with ThreadPoolExecutor(_BESIDE) as pool:
+    with ThreadPoolExecutor(beside) as pool:
         for item in request.session.items:
             params = getattr(getattr(item, "callspec", None), "params", {})
-            if getattr(item, "module", None) is request.module and {"path", "version"} <= params.keys():
+            ours = getattr(item, "module", None) is request.module and not item.get_closest_marker("skip")
+            if ours and {"path", "version"} <= params.keys():
                 path, version = params["path"], params["version"]
                 # In a folder of its own, so that nothing beside it is needed.
                 (folder / version).mkdir(exist_ok=True)
@@ -171,9 +192,13 @@ def _outputs(cell: nbformat.NotebookNode) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", "".join(parts))
 
 
+_NEEDS_A_CLUSTER = pytest.mark.skip(reason="shows a cluster: `make cluster-test` runs it")
+_HERE = [pytest.param(p, marks=_NEEDS_A_CLUSTER) if p.stem in CLUSTER_ONLY else p for p in NOTEBOOKS]
+
+
 @pytest.mark.kernel
 @pytest.mark.parametrize("version", KERNELS)
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", _HERE, ids=lambda p: p.stem)
 def test_runs(path: Path, version: str, executed: Runner) -> None:
     notebook, left = executed(path, version)
     check(path.stem, notebook)

@@ -217,7 +217,7 @@ def test_another_incarnation_loses_the_open_calls_and_never_reruns_them(pod: Scr
         assert session is not None
         pod.incarnation = "two"
         pod.cut()
-        with pytest.raises(PodLostError, match="another pod") as info:
+        with pytest.raises(PodLostError, match="another process") as info:
             await task
         assert info.value.call_id is not None
         assert not session.usable

@@ -215,7 +215,29 @@ def test_a_call_that_its_teardown_ends_says_so(cells: Cells) -> None:
 
 def test_what_has_no_effect_here_is_said(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
     cells.run("def plain(): return 1")
-    with kt.fn(cells["plain"]).to(kt.Compute(cpus="1", replicas=2, queue_name="q", freeze=True), stream_logs=True):
+    with kt.fn(cells["plain"]).to(kt.Compute(cpus="1", replicas=2, queue_name="q"), stream_logs=True):
         out = capsys.readouterr().out
     assert "kubetorch: replicas, queue_name of the Compute mean something on Kubernetes only" in out
-    assert "kubetorch: freeze of the Compute has no effect in this version" in out
+
+
+def test_a_frozen_service_takes_no_other_code(cells: Cells) -> None:
+    cells.run("def steady(): return 1")
+    frozen = kt.Compute(freeze=True)
+    with kt.fn(cells["steady"]).to(frozen, stream_logs=False) as steady:
+        kt.fn(cells["steady"]).to(frozen, stream_logs=False)  # the same code is no other
+        cells.run("def steady(): return 2")
+        with pytest.raises(kt.ConfigError, match=r'"steady" lives.*freeze=True'):
+            kt.fn(cells["steady"]).to(frozen, stream_logs=False)
+        assert steady() == 1
+        assert kt.fn(cells["steady"]).to(kt.Compute(), stream_logs=False)() == 2
+
+
+def test_a_service_takes_the_serializations_that_it_allows(cells: Cells) -> None:
+    cells.run("def double(x): return 2 * x")
+    compute = kt.Compute(allowed_serialization=["json"])
+    with kt.fn(cells["double"]).to(compute, stream_logs=False) as double:
+        assert double.options(serialization="json")(3) == 6
+        with pytest.raises(kt.SerializationError, match=r'takes json and no pickle.*serialization="json"'):
+            double(3)
+        double.to(kt.Compute(), stream_logs=False)
+        assert double(3) == 6

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from ..compute import Compute
 from ..config import config
+from ..errors import ConfigError
 from .base import Backend
+from .inside import inside_backend
 
-__all__ = ["get_backend"]
+__all__ = ["backend_of", "get_backend"]
 
 _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
@@ -19,8 +22,18 @@ def get_backend(compute: Compute) -> Backend:
     Kubernetes when the user has said so (``config.backend`` or ``KT_BACKEND``; a `namespace` or `kubeconfig_path` of
     the `Compute`; a ``config.context``), or when this process runs in a cluster; else this machine. A kubeconfig
     that merely lies there decides nothing, and there is no falling back from one to the other.
+
+    Raises
+    ------
+    ConfigError
+        For Kubernetes, in a pod of a service whose image doesn't have this package.
     """
     if _is_kubernetes(compute):
+        if not _has_kubernetes():
+            raise ConfigError(
+                "deploying from inside a pod needs kubetorch-jupyter in the pod's image: what travels to every pod is "
+                "enough for calls only"
+            )
         from .kubernetes.backend import kubernetes_backend
 
         return kubernetes_backend(compute)
@@ -29,10 +42,44 @@ def get_backend(compute: Compute) -> Backend:
     return local_backend()
 
 
+def backend_of(name: str, namespace: str | None, token: str, compute: Compute) -> Backend:
+    """The backend for a service of a cluster whose handle was made in another process.
+
+    Parameters
+    ----------
+    name, namespace, token
+        The service; a handle brings its token along.
+    compute
+        As for `get_backend`.
+    """
+    if _is_inside():
+        inside = inside_backend(namespace)
+        inside.tell(name, token)
+        return inside
+    found = get_backend(compute)
+    return get_backend(Compute(namespace=namespace)) if found.here and namespace is not None else found
+
+
 def _is_kubernetes(compute: Compute) -> bool:
     if config.backend in ("local", "kubernetes"):
         return config.backend == "kubernetes"
     named = (compute.namespace, compute.kubeconfig_path, config.context)
     if any(value is not None for value in named):
         return True
-    return bool(os.environ.get("KUBERNETES_SERVICE_HOST")) and os.path.exists(_SERVICE_ACCOUNT)
+    return _in_cluster() and os.path.exists(_SERVICE_ACCOUNT)
+
+
+def _is_inside() -> bool:
+    """Whether this process is in a pod that may only call: without rights, or without what would use them."""
+    if not _in_cluster() or config.backend == "kubernetes" or config.context is not None:
+        return False
+    return not os.path.exists(_SERVICE_ACCOUNT) or not _has_kubernetes()
+
+
+def _in_cluster() -> bool:
+    return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
+def _has_kubernetes() -> bool:
+    """Whether the Kubernetes backend is here; it doesn't travel to pods."""
+    return find_spec(f"{__name__}.kubernetes") is not None and find_spec("kubernetes") is not None

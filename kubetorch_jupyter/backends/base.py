@@ -69,7 +69,7 @@ class ServiceInfo:
     ``state`` is ``"starting"``, ``"running"``, ``"pending"`` or ``"failed"``; ``created`` is unix time in seconds;
     ``resources`` is what it asks for (``cpus``, ``memory``, ``gpus``) as given; ``endpoints`` are its pods that accept
     sessions, by rank. ``status`` is what its pod says of itself, where it was asked (``kt.services(usage=True)``) and
-    has answered.
+    has answered. ``detail`` is what it waits for, or why it failed, on one line.
     """
 
     name: str
@@ -83,6 +83,7 @@ class ServiceInfo:
     detached: bool = False
     ttl: float | None = None
     status: Mapping[str, Any] | None = None
+    detail: str = ""
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -180,6 +181,11 @@ class Backend(Protocol):
     name: str
     #: Whether pods run in this process's own directory and environment.
     here: bool
+
+    @property
+    def namespace(self) -> str | None:
+        """Where its services are, if they are in one and it is known."""
+        ...
 
     def full_name(self, name: str) -> str:
         """The name under which a service of this user is known there."""

@@ -22,12 +22,12 @@ from pod_server.wire import Buffer
 
 from ..compute import Compute
 from ..config import config
-from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError, UnsupportedError
+from ..errors import DeployError, PodLostError, ServiceTimeoutError, StartupError
 from ..transport.endpoint import Endpoint
 from . import gpus, registry
 from .base import Event, Finding, Phase, Progress, Revision, ServiceInfo, ServiceSpec, VolumeStore, curl_line
 from .ending import kill_tree, until_ended, until_settled
-from .notes import local_findings
+from .notes import local_findings, no_volumes
 from .pods import changes, environment, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
 from .zygotes import RootZygote, process_env
@@ -64,6 +64,7 @@ class LocalBackend:
 
     name = "local"
     here = True
+    namespace: str | None = None
 
     def __init__(self) -> None:
         self._zygotes: dict[tuple[tuple[str, str], ...], asyncio.Task[RootZygote]] = {}
@@ -367,10 +368,7 @@ class LocalBackend:
 
     async def volumes(self) -> VolumeStore:
         """There are none."""
-        raise UnsupportedError(
-            "volumes are Kubernetes', and services go to this machine, where they see its own folders. "
-            'kt.config.backend = "kubernetes" (KT_BACKEND), or the Volume\'s namespace=, means a cluster'
-        )
+        raise no_volumes()
 
     # -- ending ------------------------------------------------------------------------------------------------------
 

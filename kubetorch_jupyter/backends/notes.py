@@ -6,9 +6,10 @@ import os
 
 from ..compute import Compute
 from ..config import config
+from ..errors import UnsupportedError
 from .base import Finding
 
-__all__ = ["local_findings", "local_notes"]
+__all__ = ["local_findings", "local_notes", "no_volumes"]
 
 _CLUSTER_ONLY = (
     "disk_size",
@@ -28,7 +29,6 @@ _CLUSTER_ONLY = (
     "queue_name",
     "run_as_root",
 )
-_NOT_YET = ("allowed_serialization", "freeze")
 
 
 def local_notes(compute: Compute) -> list[str]:
@@ -37,8 +37,6 @@ def local_notes(compute: Compute) -> list[str]:
     unset = Compute()
     if ignored := [name for name in _CLUSTER_ONLY if getattr(compute, name) != getattr(unset, name)]:
         notes.append(f"{', '.join(ignored)} of the Compute mean something on Kubernetes only, and are ignored here")
-    if ignored := [name for name in _NOT_YET if getattr(compute, name) != getattr(unset, name)]:
-        notes.append(f"{', '.join(ignored)} of the Compute has no effect in this version")
     return [note for note in notes if note]
 
 
@@ -56,3 +54,11 @@ def local_findings(unused: str | None) -> list[Finding]:
         Finding("backend", "ok", f"services go to this machine, {os.cpu_count()} CPUs, {gpus}"),
         Finding("cluster", "note", unused or "none is used"),
     ]
+
+
+def no_volumes() -> UnsupportedError:
+    """The error for who wants to make or delete one here."""
+    return UnsupportedError(
+        "volumes are Kubernetes', and services go to this machine, where they see its own folders. "
+        'kt.config.backend = "kubernetes" (KT_BACKEND), or the Volume\'s namespace=, means a cluster'
+    )

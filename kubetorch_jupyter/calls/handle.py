@@ -68,6 +68,13 @@ class _AttachedRun(_HeldRun):
     async def _session(self) -> Session:
         return await self.target.session_of(self.id or "")
 
+    def _cancel(self, reason: str) -> None:
+        # It runs already: until the pod that has it is found, there is nothing else that could be stopped.
+        if self._early is None:
+            self._early = reason
+        if self.session is not None and self.channel:
+            self.session.cancel(self, reason)
+
 
 class Call(Generic[T]):
     """One call that was spawned, or attached to: its identity, state, result and log.

@@ -42,6 +42,8 @@ log = logging.getLogger(__name__)
 #: How long a cancelled call's last output is waited for, in seconds. Control is to be back half a second after Stop,
 #: and a loop may notice that a tick late (`transport.portal`).
 DRAIN = 0.2
+#: How often a call that no pod has seen is begun on another: a service's replicas may all end in the same moment.
+_MOVES = 3
 Payload = list[serialization.Buffer]
 #: A RESULT's flags, meta and buffers, or why there is none.
 Outcome = tuple[int, Mapping[str, Any], Sequence[wire.Buffer]] | Exception
@@ -135,6 +137,7 @@ class Run(Exchange):
 
     __slots__ = (
         "_early",
+        "_moves",
         "_spare",
         "_starting",
         "_timed_out",
@@ -192,6 +195,7 @@ class Run(Exchange):
         self.notify: Callable[[], None] = nobody
         #: The payload, until the session has sent it.
         self._spare: Payload = payload
+        self._moves = _MOVES
         self._early: str | None = None
         self._starting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -260,7 +264,8 @@ class Run(Exchange):
 
     def on_error(self, error: Exception) -> None:
         """There will be no answer."""
-        if isinstance(error, PodLostError) and not self.sent and self.outcome is None and self._early is None:
+        unseen = not self.sent and self.outcome is None and self._early is None
+        if unseen and self._moves and isinstance(error, PodLostError):
             # The pod went before this call was on its way, so starting it elsewhere starts it once.
             self._again()
             return
@@ -275,7 +280,7 @@ class Run(Exchange):
         return True
 
     def _again(self) -> None:
-        self.sent = True  # once is enough
+        self._moves -= 1
         self.channel = 0
         self.buffers = self._spare
         self.bulk = False

@@ -53,23 +53,23 @@ class Commands:
 
     def services(self, words: Sequence[str]) -> Any:
         """Show the services that are up."""
-        given = parse(_parser("services", self.services), words)
-        return None if given is None else kt.services()
+        given = parse(_with_namespace(_parser("services", self.services)), words)
+        return None if given is None else kt.services(given.namespace)
 
     def calls(self, words: Sequence[str]) -> Any:
         """Show the calls that run and those that ended lately."""
-        parser = _parser("calls", self.calls)
+        parser = _with_namespace(_parser("calls", self.calls))
         parser.add_argument("service", nargs="?", help="of this service only")
         given = parse(parser, words)
         if given is None:
             return None
         if given.service is not None:
-            _check_known("calls", [given.service])
-        return kt.calls(given.service)
+            [given.service] = _known("calls", [given.service], given.namespace)
+        return kt.calls(given.service, given.namespace)
 
     def logs(self, words: Sequence[str]) -> None:
         """Show all output of a call, or a service's own."""
-        parser = _parser("logs", self.logs)
+        parser = _with_namespace(_parser("logs", self.logs))
         parser.add_argument("what", metavar="WHAT", help="a call's id, a service, or a variable that holds one")
         parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until it ends")
         given = parse(parser, words)
@@ -79,13 +79,14 @@ class Commands:
         if isinstance(target, kt.Cells):
             target = target.name
         try:
-            write_log(kt.logs(target, follow=True) if given.follow else [kt.logs(target)])
+            where = given.namespace
+            write_log(kt.logs(target, True, where) if given.follow else [kt.logs(target, False, where)])
         except (kt.ServiceNotFoundError, kt.NotDeployedError, kt.UnknownCallError, TypeError) as e:
             raise UsageError(f"%kt logs {given.what}: {e}") from None
 
     def attach(self, words: Sequence[str]) -> Any:
         """Get a call again, with its output from the start; it becomes the variable _call."""
-        parser = _parser("attach", self.attach)
+        parser = _with_namespace(_parser("attach", self.attach))
         parser.add_argument("id", metavar="ID", help="as %%kt calls lists it")
         parser.add_argument("name", nargs="?", default="_call", metavar="NAME", help="another variable")
         parser.add_argument("--wait", action="store_true", help="wait for its end, and show its result")
@@ -95,7 +96,7 @@ class Commands:
         if not given.name.isidentifier():
             raise UsageError(f"%kt attach: {given.name!r} is no name for a variable")
         try:
-            call = kt.attach(given.id)
+            call = kt.attach(given.id, given.namespace)
         except (kt.ServiceNotFoundError, kt.UnknownCallError) as e:
             raise UsageError(f"%kt attach: {e}") from None
         self.shell.user_ns[given.name] = call
@@ -133,7 +134,7 @@ class Commands:
 
     def cancel(self, words: Sequence[str]) -> None:
         """Cancel calls."""
-        parser = _parser("cancel", self.cancel)
+        parser = _with_namespace(_parser("cancel", self.cancel))
         parser.add_argument("calls", nargs="*", metavar="CALL", help="an id, or a variable that holds a kt.Call")
         parser.add_argument("--all", action="store_true", help="all that run")
         given = parse(parser, words)
@@ -141,17 +142,18 @@ class Commands:
             return
         if given.all == bool(given.calls):
             raise UsageError("%kt cancel: say which calls, or --all")
-        for word in given.calls or [row["id"] for row in kt.calls() if not row.get("ended") and row["id"]]:
+        running = () if given.calls else kt.calls(None, given.namespace)
+        for word in given.calls or [row["id"] for row in running if not row.get("ended") and row["id"]]:
             call = self.shell.user_ns.get(word)
             if isinstance(call, kt.Call):
                 id, cancelled = call.id, call.cancel()
             else:
-                id, cancelled = word, kt.Module.from_name(_service_of(word)).service.cancel(word)
+                id, cancelled = word, kt.Module.from_name(_service_of(word), given.namespace).service.cancel(word)
             print(f"{id}: {'cancelling' if cancelled else 'had ended'}")
 
     def down(self, words: Sequence[str]) -> None:
         """End services and remove everything that belongs to them."""
-        parser = _parser("down", self.down)
+        parser = _with_namespace(_parser("down", self.down))
         parser.add_argument("names", nargs="*", metavar="NAME")
         parser.add_argument("--all", action="store_true", help="all that %%kt services lists")
         given = parse(parser, words)
@@ -159,12 +161,12 @@ class Commands:
             return
         if given.all == bool(given.names):
             raise UsageError("%kt down: say which services, or --all")
-        names = given.names or [info.name for info in kt.services()]
+        names = given.names or [info.name for info in kt.services(given.namespace)]
         if not given.all:
-            names = self._service_names("down", names)
+            names = self._service_names("down", names, given.namespace)
         for name in names:
             began = time.monotonic()
-            tear_down(name, self._values())
+            tear_down(name, self._values(), given.namespace)
             print(f'kubetorch: "{name}" has ended ({time.monotonic() - began:.2f} s)')
         if not names:
             print("no services")
@@ -180,16 +182,16 @@ class Commands:
 
     def restart(self, words: Sequence[str]) -> None:
         """Give a service a fresh process: calls in flight end, state is lost."""
-        parser = _parser("restart", self.restart)
+        parser = _with_namespace(_parser("restart", self.restart))
         parser.add_argument("names", nargs="+", metavar="NAME")
         given = parse(parser, words)
         if given is None:
             return
-        for name in self._service_names("restart", given.names):
-            kt.Module.from_name(name).service.restart()
+        for name in self._service_names("restart", given.names, given.namespace):
+            kt.Module.from_name(name, given.namespace).service.restart()
             print(f'kubetorch: "{name}" has a fresh process; what it held is gone')
 
-    def _service_names(self, command: str, words: Sequence[str]) -> list[str]:
+    def _service_names(self, command: str, words: Sequence[str], namespace: str | None) -> list[str]:
         """Names as given, or of the handles that variables of these names hold."""
         names = []
         for word in words:
@@ -199,8 +201,7 @@ class Commands:
             elif is_a(held, kt.Cells):
                 word = held.name
             names.append(word)
-        _check_known(command, names)
-        return list(dict.fromkeys(names))
+        return _known(command, list(dict.fromkeys(names)), namespace)
 
     # -- looking -----------------------------------------------------------------------------------------------------
 
@@ -272,6 +273,11 @@ def _parser(name: str, method: Callable[..., Any]) -> Parser:
     return Parser(f"%kt {name}", (method.__doc__ or "").strip())
 
 
+def _with_namespace(parser: Parser) -> Parser:
+    parser.add_argument("--namespace", metavar="NS", help="in this namespace of the cluster (Kubernetes)")
+    return parser
+
+
 def _service_of(id: str) -> str:
     service, slash, _ = id.partition("/")
     if not slash:
@@ -279,10 +285,14 @@ def _service_of(id: str) -> str:
     return service
 
 
-def _check_known(command: str, names: Sequence[str]) -> None:
-    known = [info.name for info in kt.services()]
-    if unknown := [name for name in names if name not in known]:
+def _known(command: str, names: Sequence[str], namespace: str | None) -> list[str]:
+    """The services' full names: on a cluster one may leave out that a service is one's own."""
+    known = [info.name for info in kt.services(namespace)]
+    prefix = f"{kt.config.username}-".lower()
+    found = {name: next((each for each in (name, prefix + name) if each in known), None) for name in names}
+    if unknown := [name for name, full in found.items() if full is None]:
         raise UsageError(f"%kt {command}: there is no service {unknown[0]!r}; there are: {', '.join(known) or 'none'}")
+    return [full for full in found.values() if full is not None]
 
 
 COMMANDS: dict[str, Callable[[Commands, Sequence[str]], Any]] = {

@@ -32,10 +32,15 @@ def held_services(values: Iterable[Any]) -> list[tuple[str, Any]]:
     return list(found.values())
 
 
-def tear_down(name: str, values: Iterable[Any]) -> None:
+def tear_down(name: str, values: Iterable[Any], namespace: str | None = None) -> None:
     """End a service; by what holds it, which must know that it was meant, or would bring it back when called."""
-    held = [each for held_name, each in held_services(values) if held_name == name]
+    held = [each for held_name, each in held_services(values) if held_name == name and _is_in(each, namespace)]
     for each in held:
         each.teardown()
     if not held:
-        kt.teardown(name)
+        kt.teardown(name, namespace)
+
+
+def _is_in(held: Any, namespace: str | None) -> bool:
+    """Whether what holds a service means that of this namespace."""
+    return namespace is None or (getattr(held, "namespace", None) or kt.config.namespace) == namespace

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..errors import PodLostError
 
@@ -37,18 +38,32 @@ class Endpoint:
     gone
         Asks the backend, without I/O that takes longer than a look at a process or a watch's last word, whether the pod
         has ended: the error for its calls, with the reason; None while it may live. Called on the portal's thread after
-        a connection broke, and with True when the pod itself has said that it ends.
+        a connection broke, and with True when the pod itself has said that it ends, or what it runs on has ended.
+    explain
+        Asks the backend how the container with the worker has ended, when the pod says that it has: fields of a
+        `WorkerDiedError`. What it asks may take a second or two.
+    life
+        Which life of the pod it is, where one address has several: the pod's processes, and all that they knew of
+        calls, may end and begin anew.
+    rank
+        Which replica of the service it is, where the backend knows.
+    hint
+        What to say when nobody answers there.
     """
 
     service: str
     url: str
     token: str = field(repr=False)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False, hash=False)
     credentials: Callable[[bool], Awaitable[Mapping[str, str]]] | None = field(default=None, repr=False, compare=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False, compare=False)
     tls_name: str | None = None
     proxy: str | None = field(default=None, repr=False)
     gone: Callable[[bool], PodLostError | None] | None = field(default=None, repr=False, compare=False)
+    explain: Callable[[], Awaitable[Mapping[str, Any]]] | None = field(default=None, repr=False, compare=False)
+    life: int = field(default=0, repr=False)
+    rank: int | None = field(default=None, compare=False)
+    hint: str = field(default="kt.services() lists those that are alive", repr=False, compare=False)
 
     async def all_headers(self, renew: bool = False) -> Mapping[str, str]:
         """The headers for a new request, without the token."""

@@ -44,6 +44,9 @@ _BACKOFF = 0.05, 2.0
 _LAZY = 0.02
 #: A connection that has lasted this long, in seconds, is no part of the trouble before it.
 _HEALTHY = 0.25
+#: A proxy before the pod that was away until so many seconds ago may refuse everybody: an API server that has just
+#: started doesn't know its accounts and roles yet.
+_WAKING = 10.0
 #: Silence after which we ask whether the pod is there, with calls open and without, in seconds.
 _SILENCE_BUSY = 2.0
 _SILENCE_IDLE = 5.0
@@ -129,10 +132,11 @@ class Link:
         """
         await self._establish(_OPEN_TIMEOUT)
 
-    async def _establish(self, limit: float, tries: int = 0) -> None:
+    async def _establish(self, limit: float, tries: int = 0, away: float = float("-inf")) -> None:
         """Try until it works, the pod is known to be gone, or ``limit`` seconds have passed.
 
         ``tries`` is how many connections have broken as soon as they were made: the pause goes on growing then.
+        ``away`` is when a connection has broken, or could not be made, for the last time.
         """
         deadline = self._loop.time() + limit
         first, longest = _BACKOFF
@@ -143,16 +147,20 @@ class Link:
             try:
                 await self._connect()
                 return
-            except (AuthenticationError, VersionMismatchError, PodLostError):
+            except (VersionMismatchError, PodLostError):
                 raise
+            except AuthenticationError:
+                if self._endpoint.credentials is None or self._loop.time() - away > _WAKING:
+                    raise
             except (OSError, KubetorchError) as e:
+                away = self._loop.time()
                 lost = self._endpoint.gone(False) if self._endpoint.gone is not None else None
                 if lost is not None:
                     raise lost from e
                 if self._loop.time() + pause > deadline:
                     why = str(e) or type(e).__name__
                     raise self._unreachable(
-                        f"could not be reached for {limit:g} s ({why}); kt.services() lists those that are alive"
+                        f"could not be reached for {limit:g} s ({why}); {self._endpoint.hint}"
                     ) from e
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, longest)
@@ -259,7 +267,8 @@ class Link:
     async def _reconnect(self, reason: str, since: float) -> None:
         limit = float(config.reconnect_timeout)
         try:
-            await self._establish(max(limit - (self._loop.time() - since), 0), self._brief)
+            now = self._loop.time()
+            await self._establish(max(limit - (now - since), 0), self._brief, now)
         except ConnectionFailedError:
             why = f"no connection for {limit:g} s; the last one ended with: {reason}"
             self._owner.on_lost(PodLostError(service=self._endpoint.service, reason=why))

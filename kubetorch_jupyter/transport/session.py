@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,8 @@ from .notices import Notices
 from .portal import Portal, get_portal
 
 __all__ = ["Exchange", "RemoteFailure", "Session", "Sink"]
+
+log = logging.getLogger(__name__)
 
 #: How many acknowledgements are said again after a break: the pod may have missed the last ones.
 _ACKS = 512
@@ -88,6 +91,8 @@ class Session:
         #: Why there is no session any more.
         self._end: KubetorchError | None = None
         self._closed = False
+        #: The container with the workers has ended, and none has come up since.
+        self._stranded = False
 
     # -- state -------------------------------------------------------------------------------------------------------
 
@@ -98,8 +103,8 @@ class Session:
 
     @property
     def draining(self) -> bool:
-        """Whether the pod's place is taken by another one, which new calls should go to."""
-        return bool(self.welcome.get("draining"))
+        """Whether new calls had better go to another pod: its place is taken, or its workers' container has ended."""
+        return bool(self.welcome.get("draining")) or self._stranded
 
     @property
     def connected(self) -> bool:
@@ -192,8 +197,11 @@ class Session:
         """Take up what is open, in order."""
         before = self.welcome.get("incarnation")
         if before is not None and meta.get("incarnation") != before:
-            raise PodLostError(service=self.endpoint.service, reason="another pod has taken its place")
+            lost = self.endpoint.gone(True) if self.endpoint.gone is not None else None
+            reason = "another process answers in its place, which knows nothing of its calls"
+            raise lost or PodLostError(service=self.endpoint.service, reason=reason)
         self.welcome = meta
+        self._stranded = self._stranded and meta.get("state") != "ready"
         self._notices.on_welcome(meta, self._exchanges.values())
         self._portal.farewells.add(self.close)
         self._resume(int(meta.get("high_water", 0)))
@@ -256,8 +264,13 @@ class Session:
             self._on_response(channel, frame.meta)
         elif kind is FrameType.EVENT:
             meta = frame.meta
-            if meta.get("event") == "draining":
+            what = meta.get("event")
+            if what == "draining":
                 self.welcome["draining"] = True
+            elif what == "worker-died":
+                self._stranded = meta.get("container") is True
+            elif what in ("worker-ready", "loaded"):
+                self._stranded = False
             self._notices.on_event(meta, self._exchanges.values())
             for listener in list(self.listeners):
                 listener(meta)
@@ -282,7 +295,10 @@ class Session:
             if lost is not None:  # who ended the pod knows why, and the pod doesn't
                 self._fail(exchange, lost)
                 return
-        if frame.flags & wire.F_BULK:
+        error = meta.get("error") if frame.flags & wire.F_ERROR else None
+        if error and error.get("container") is True and self.endpoint.explain is not None:
+            exchange.add_work(self._portal.own(self._explain(exchange, frame, self.endpoint.explain)))
+        elif frame.flags & wire.F_BULK:
             if not exchange.result_wanted:
                 return  # the download of it goes on from before the break
             exchange.result_wanted = False
@@ -294,6 +310,18 @@ class Session:
                 exchange.result = frame.flags, meta, frame.buffers
         else:
             self._finish(exchange, frame.flags, meta, frame.buffers)
+
+    async def _explain(
+        self, exchange: Exchange, frame: Frame, explain: Callable[[], Awaitable[Mapping[str, Any]]]
+    ) -> None:
+        """Say more of the end of the worker's container than the pod can."""
+        more: Mapping[str, Any] = {}
+        try:
+            more = await explain()
+        except (KubetorchError, OSError):
+            log.debug("nobody says how the container has ended", exc_info=True)
+        meta = {**frame.meta, "error": {**frame.meta["error"], **more}}
+        self._finish(exchange, frame.flags, meta, frame.buffers)
 
     async def _fetch(self, exchange: Exchange, frame: Frame, meta: dict[str, Any], index: int | None) -> None:
         """Download an item or (without an index) the result."""

@@ -142,6 +142,9 @@ class Calls:
         if record.kind == "load":
             supervisor.load(record)
             return
+        if (error := self._unwanted(record)) is not None:
+            self.fail(record, error)
+            return
         worker = supervisor.current
         if worker is not None and not supervisor.holding:
             self.send(worker, record)
@@ -159,6 +162,18 @@ class Calls:
         else:
             self.held_bytes += size
             supervisor.hold(record)
+
+    def _unwanted(self, record: Record) -> dict[str, Any] | None:
+        """Why a call's serialization isn't taken, an ``error`` object; None when it is."""
+        code, ser = self._pod.supervisor.code, record.meta.get("ser") or "pickle"
+        allowed = code.meta.get("allowed") if code is not None else None
+        if not allowed or ser in allowed:
+            return None
+        text = (
+            f'service "{self._pod.params.name}" takes {" or ".join(allowed)} and no {ser}, as its Compute says '
+            f'(allowed_serialization): use .options(serialization="{allowed[0]}")'
+        )
+        return {"type": "SerializationError", "message": text}
 
     def send(self, worker: Worker, record: Record) -> None:
         """Hand a call to a worker."""

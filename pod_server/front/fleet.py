@@ -106,7 +106,8 @@ class Fleet:
             answer.cancel()
         self._asked.clear()
         for worker in list(self.workers.values()):
-            worker.killed_for = worker.killed_for or {"message": "ended with its container", "cause": "exit"}
+            why = {"message": "ended with its container", "cause": "exit", "container": True}
+            worker.killed_for = worker.killed_for or why
             self._died(worker, None)
 
     def ask_zygote(self, op: str) -> asyncio.Future[dict[str, Any]]:

@@ -99,6 +99,7 @@ _FIELDS: dict[str, Callable[[Any], bool]] = {
     "concurrency": _count,
     "memory_limit": _count,
     "ttl": _seconds,
+    "allowed": lambda v: isinstance(v, list) and set(v) <= {"pickle", "json", "none"},
     "deployed_at": _seconds,
     "image": lambda v: isinstance(v, dict) and _count(v.get("n")) and v["n"] > 0 and _digests(v.get("files")),
 }

@@ -212,9 +212,7 @@ def _nothing_left_in_the_namespace(request: pytest.FixtureRequest, user: User, _
     A kernel's services outlive it here, so those are ended now; tests in this process have to end their own.
     """
     yield
-    services = [info.name for info in kt.services() if str(info.owner.get("user")).startswith(user.name)]
-    for name in services:
-        kt.teardown(name)
+    services = end_services(user)
     deadline = time.monotonic() + GONE
     while (left := user.ours()) and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -224,6 +222,14 @@ def _nothing_left_in_the_namespace(request: pytest.FixtureRequest, user: User, _
     assert not left, f"left in namespace {user.namespace}: {left}"
     kernels = any(item.get_closest_marker("kernel") for item in request.session.items if item.module is request.module)
     assert kernels or not services, f"the tests left services: {services}"
+
+
+def end_services(user: User) -> list[str]:
+    """Tear down what the user has deployed, as ``%kt down --all`` does; the names."""
+    services = [info.name for info in kt.services() if str(info.owner.get("user")).startswith(user.name)]
+    for name in services:
+        kt.teardown(name)
+    return services
 
 
 class OnTheCluster:

@@ -47,7 +47,7 @@ RECIPES = {
     "client": _Recipe(packages=(*_IMPORTED, *_DEPENDENCIES, "nbclient")),
     "pip": _Recipe(packages=("pip",), public=f"python:{MINOR}-slim"),
     "python310": _Recipe("3.10", public="python:3.10-slim"),
-    "python313": _Recipe("3.13", public="python:3.13-slim"),
+    "python313": _Recipe("3.13", ("numpy",), public="python:3.13-slim"),
     "bare": _Recipe(None, public="busybox:1.37"),
 }
 

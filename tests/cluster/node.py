@@ -6,9 +6,11 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.cluster.api import Api
 
@@ -62,9 +64,9 @@ class Node:
 
     @property
     def is_up(self) -> bool:
-        """Whether it runs."""
+        """Whether it runs, also where one of its programs has ended: it isn't ours to stop then."""
         done = subprocess.run([str(self.program), "status"], capture_output=True, text=True, timeout=60)
-        return not done.returncode and "down" not in done.stdout
+        return re.search(r"^namespace +pid \d", done.stdout, re.MULTILINE) is not None
 
     def up(self) -> None:
         self.run("up", "--gpus", str(GPUS))
@@ -93,6 +95,18 @@ class Node:
         """A signal to the first process of each of the pod's containers."""
         self.run("kill", pod, "-n", namespace, "-s", signal)
 
+    def kill_container(self, pod: dict[str, Any], name: str) -> None:
+        """SIGKILL to the first process of one container of a pod, as the API has it."""
+        [status] = [each for each in pod["status"]["containerStatuses"] if each["name"] == name]
+        id = status["containerID"].rpartition("/")[2]
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                first = re.search(r"^NSpid:.*\b1$", (process / "status").read_text(), re.MULTILINE)
+                if first and id in (process / "cgroup").read_text():
+                    os.kill(int(process.name), signal.SIGKILL)
+                    return
+        raise RuntimeError(f"container {name} of {pod['metadata']['name']} doesn't run")
+
     @contextlib.contextmanager
     def frozen(self, program: str) -> Iterator[None]:
         """One of the cluster's programs stands still meanwhile."""
@@ -110,6 +124,12 @@ class Node:
             yield
         finally:
             self.run("start", program)
+
+    def wake(self) -> None:
+        """Have all look for the API server at once: after an outage some do so only within a minute."""
+        for program in ("kubelet", "kube-controller-manager", "kube-scheduler", "coredns"):
+            with self.stopped(program):
+                pass
 
     @contextlib.contextmanager
     def gpus(self, count: int) -> Iterator[None]:

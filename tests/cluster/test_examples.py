@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.cluster.conftest import User
+from tests.cluster.conftest import User, end_services
 from tests.cluster.images import Images
 from tests.cluster.node import Node
 from tests.docs.examples import EXAMPLES, Example
@@ -54,7 +54,10 @@ def url(user: User, images: Images) -> Iterator[str]:
 
 
 @pytest.fixture(autouse=True)
-def _gpus(request: pytest.FixtureRequest, cluster_node: Node | None) -> None:
+def _room(request: pytest.FixtureRequest, user: User, cluster_node: Node | None) -> Iterator[None]:
+    """For what the example asks for: what it leaves ends with it here, or a small node would soon be full."""
     example: Example = request.node.callspec.params["example"]
     if "gpus=" in example.code and cluster_node is None and not os.environ.get("KT_TEST_GPUS"):
         pytest.skip("needs a GPU in the cluster: KT_TEST_GPUS says that there are some")
+    yield
+    end_services(user)

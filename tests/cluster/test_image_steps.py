@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +16,8 @@ from tests.cells import Cells
 from tests.cluster.conftest import OURS, User
 from tests.cluster.images import Images
 from tests.cluster.node import Node
+from tests.conftest import KernelFactory
+from tests.promises import promise
 from tests.wheels import Index, serve_index
 
 
@@ -89,25 +92,57 @@ def test_steps_in_a_cluster(image: kt.Image, index: Index, user: User, capfd: py
         assert same["metadata"]["uid"] == pod["metadata"]["uid"], "no step needs a new pod"
 
 
-def test_a_new_pod_runs_all_steps(image: kt.Image, index: Index, user: User) -> None:
-    """The code at rest knows them: nobody who has the code is there when the pod comes."""
-    image = image.set_env_vars({"KTX": "x"}).pip_install("ktone").copy(__file__)
-    with kt.fn(_function(), name="again").to(kt.Compute(cpus="0.1", image=image), stream_logs=False) as handle:
-        before = handle()
-        downloads = len(index.downloads)
-        [pod] = user.api.list("Pod", OURS)
-        user.api.delete("Pod", pod["metadata"]["name"])
-        # Not a call, which would deploy it again from here.
-        deadline = time.monotonic() + 60
-        while not _ready_again(user, pod["metadata"]["uid"]):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
-        assert index.downloads[downloads:] == ["ktone-2.0-py3-none-any.whl"]
-        after = handle()
-        assert {k: after[k] for k in ("version", "files")} == {k: before[k] for k in ("version", "files")}
+def test_all_replicas_run_them(image: kt.Image, index: Index, capfd: pytest.CaptureFixture[str]) -> None:
+    """And what they write is shown once."""
+    cells = Cells()
+    cells.run("def where():\n    import os, ktone\n    return os.environ['HOSTNAME'], ktone.VERSION\n")
+    image = image.pip_install("ktone<2").run_bash("echo said in a step")
+    with kt.fn(cells["where"], name="two").to(kt.Compute(cpus="0.1", image=image, replicas=2)) as handle:
+        assert capfd.readouterr().out.count("\nsaid in a step\n") == 1
+        assert index.downloads == ["ktone-1.0-py3-none-any.whl"] * 2
+        found = set(handle.starmap([()] * 16, concurrency=16))
+        assert len(found) == 2
 
 
-def _ready_again(user: User, gone: str) -> bool:
-    found = [pod for pod in user.api.list("Pod", OURS) if pod["metadata"]["uid"] != gone]
-    conditions = {c["type"]: c["status"] for pod in found for c in pod["status"].get("conditions", ())}
-    return conditions.get("Ready") == "True"
+def test_as_root(image: kt.Image, tmp_path: Path) -> None:
+    """With a root that can be written to, for what installs into the system."""
+    cells = Cells()
+    cells.run(
+        "def look():\n    import os\n    return os.getuid(), open('/opt/kt/made').read(), os.listdir('/srv/data')\n"
+    )
+    (tmp_path / "data" / "empty").mkdir(parents=True)
+    (tmp_path / "data" / "a.txt").write_text("a")
+    image = image.run_bash("mkdir -p /opt/kt && echo by $(id -u) > /opt/kt/made").copy(
+        str(tmp_path / "data"), "/srv/data"
+    )
+    with kt.fn(cells["look"], name="root").to(
+        kt.Compute(cpus="0.1", image=image, run_as_root=True), stream_logs=False
+    ) as look:
+        uid, made, files = look()
+    assert (uid, made, sorted(files)) == (0, "by 0\n", ["a.txt", "empty"])
+
+
+def test_an_image_without_pip(images: Images, user: User) -> None:
+    """Nothing is left of a first deploy that fails."""
+    image = kt.Image(image_id=images["examples"])
+    with pytest.raises(kt.StartupError, match="there is no pip in the pod") as caught:
+        kt.fn(_function(), name="no-pip").to(kt.Compute(cpus="0.1", image=image.pip_install("ktone")))
+    assert "install_cmd=" in str(caught.value)
+    assert user.api.list("Job", OURS) == []
+
+
+def test_output_comes_while_a_step_runs(image: kt.Image, make_newest_kernel: KernelFactory) -> None:
+    """In the deploying cell; and Stop ends the step and the deploy, and leaves nothing."""
+    kernel = make_newest_kernel()
+    kernel.run(f"import kubetorch_jupyter as kt\nimage = kt.Image(image_id={image.image_id!r})")
+    kernel.run("def one(): return 1")
+    script = "echo begun; sleep 600"
+    cell = kernel.begin(f"kt.fn(one, name='stops').to(kt.Compute(cpus='0.1', image=image.run_bash({script!r})))")
+    cell.wait_text("begun\n", 60)
+    began = time.monotonic()
+    kernel.interrupt()
+    cell.wait(30)
+    promise("a deploy whose step runs is stopped, with all that it made", time.monotonic() - began, 5.0)
+    assert cell.error is not None
+    assert cell.error["ename"] == "KeyboardInterrupt"
+    assert kernel.run("[s.name for s in kt.services() if 'stops' in s.name]").result == "[]"

@@ -16,8 +16,14 @@ from tests.test_notebooks import NOTEBOOKS, Runner, check, executed
 
 @pytest.fixture(scope="module")
 def variables_of(user: User) -> Callable[[Path], dict[str, str]]:
-    """A user for each: they run beside each other, and some call their services the same."""
+    """A user for each, as if they were several people's: some call their services the same."""
     return lambda path: {**kernel_variables, "KT_USERNAME": f"{user.name}-{path.stem}"}
+
+
+@pytest.fixture(scope="module")
+def beside() -> int:
+    """One after the other: together they ask for more than a small node has."""
+    return 1
 
 
 @pytest.mark.kernel

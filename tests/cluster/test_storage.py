@@ -165,3 +165,23 @@ def test_changed_values_of_a_secret_make_a_new_pod(user: User, tmp_path: Path) -
         user.api.wait("only the new pod", lambda: len(pods()) == 1 and pods() != first, 30)
     finally:
         handle.teardown()
+
+
+def test_a_service_is_made_of_what_the_page_lists(user: User, name: str) -> None:
+    """docs/kubernetes.md, "What is created"."""
+    volume, secret = kt.Volume(name, size="10Mi"), kt.secret("db", values={"DB_PASSWORD": "hunter2"})
+    with kt.fn(pod.value, name="train").to(kt.Compute(volumes=[volume], secrets=[secret])) as train:
+        assert train("DB_PASSWORD") == "hunter2"
+        found = user.ours()
+        job = next(each.split()[1] for each in found if each.startswith("Job "))
+        assert job.startswith(f"{user.name}-train-")
+        listed = [f"Job {job}", f"PersistentVolumeClaim {name}", f"Secret {job}", f"Secret {job}-db"]
+        rest = [each for each in found if each not in listed]
+        assert len(found) == len(listed) + len(rest)
+        assert [each.split("-")[0] for each in rest] == [
+            "ConfigMap kubetorch",
+            f"Pod {user.name}",
+            f"Service {user.name}",
+        ]
+        assert len(rest) == 3
+    user.api.wait("only the volume is left", lambda: user.ours() == [f"PersistentVolumeClaim {name}"], 30)

@@ -164,7 +164,9 @@ class ApiServer:
         key = plural, namespace, obj["metadata"]["name"]
         self._version += 1
         what = "MODIFIED" if key in self.objects else "ADDED"
-        obj = {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(self._version), "namespace": namespace}}
+        before = self.objects.get(key) or {"metadata": {"uid": f"uid-{self._version}"}}
+        ours = {"resourceVersion": str(self._version), "namespace": namespace, "uid": before["metadata"]["uid"]}
+        obj = {**obj, "metadata": {**ours, **obj["metadata"], "resourceVersion": ours["resourceVersion"]}}
         self.objects[key] = obj
         self._tell(what, plural, obj)
         return obj

@@ -224,6 +224,13 @@ def test_no_value_of_a_secret_is_in_the_job() -> None:
     assert base64.b64decode(user_secrets(made)[0]["data"]["K"]) == b"hunter2"
 
 
+@pytest.mark.parametrize(("cpus", "worker"), [("1", "980m"), ("2.02", "2"), ("100m", "80m"), ("50m", "50m")])
+def test_cpus_are_what_the_pod_as_a_whole_asks_for(cpus: str, worker: str) -> None:
+    front, other = job(plan(Compute(cpus=cpus)))["spec"]["template"]["spec"]["containers"]
+    assert front["resources"]["requests"]["cpu"] == "20m"
+    assert other["resources"]["requests"]["cpu"] == worker  # too little to share stays as it was asked for
+
+
 def test_threads_follow_the_cpus_unless_the_user_says() -> None:
     assert _env(_worker(plan(Compute(cpus="300m"))))["OMP_NUM_THREADS"] == "1"
     assert _env(_worker(plan(Compute(cpus=3.2))))["MKL_NUM_THREADS"] == "4"

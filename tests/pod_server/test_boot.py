@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import glob
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,6 +92,28 @@ def test_one_that_was_killed_while_it_unpacked_leaves_nothing_half(boot: Path, t
     assert run(boot, "--lib", str(tmp_path / "lib"), "front", "--help").returncode == 0
     assert (tmp_path / "lib" / name / "ours" / "pod_server" / "wire.py").exists()
     assert not (tmp_path / "lib" / f"{name}.part").exists()
+
+
+@pytest.mark.parametrize("part", ["front", "worker"])
+def test_it_can_be_ended_before_it_is_a_part(boot: Path, tmp_path: Path, part: str) -> None:
+    """A container's first process ignores SIGTERM unless it handles it; any other dies of it, with another status."""
+    lib = tmp_path / "lib"
+    lib.mkdir()
+    with (lib / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # so that it waits before it unpacks
+        process = subprocess.Popen([sys.executable, str(boot), "--lib", str(lib), part, "--dir", str(tmp_path)])
+        deadline = time.monotonic() + 10
+        while f":{lib.joinpath('.lock').stat().st_ino} " not in _waiting(process.pid):
+            assert time.monotonic() < deadline, "it doesn't wait for the lock"
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(5) == 143
+
+
+def _waiting(pid: int) -> str:
+    """The locks for which a process waits."""
+    lines = Path("/proc/locks").read_text().splitlines()
+    return "\n".join(line for line in lines if "->" in line and f" {pid} " in line)
 
 
 def test_whose_packages_count_where() -> None:

@@ -15,6 +15,7 @@ from ...transport.tunnel import tunnel
 from ...transport.websocket import POD_HEADER
 from .client import Cluster
 from .failures import rule, status_of
+from .names import index_of
 from .portforward import forward
 
 __all__ = ["PORT", "endpoint", "probe"]
@@ -23,6 +24,8 @@ __all__ = ["PORT", "endpoint", "probe"]
 PORT = 32300
 
 _PROBE_TIMEOUT = 5.0
+#: Seconds until an API server is asked again that has just started, and may refuse everybody.
+_PAUSE = 0.3
 #: Of an answer to a probe this much is read, in bytes.
 _ANSWER = 64 << 10
 
@@ -63,13 +66,13 @@ async def endpoint(
     KubernetesCredentialsError
         When neither the proxy nor a port-forward is allowed.
     """
-    name = str(pod["metadata"]["name"])
+    name, rank = str(pod["metadata"]["name"]), index_of(pod)
     if cluster.in_cluster:
         address = (pod.get("status") or {}).get("podIP")
         if not address:
             raise ConnectionFailedError(f'the pod {name} of service "{service}" has no address yet', service=service)
         host = f"[{address}]" if ":" in address else address
-        return Endpoint(service, f"http://{host}:{PORT}", token, gone=gone)
+        return Endpoint(service, f"http://{host}:{PORT}", token, gone=gone, rank=rank)
     proxied = Endpoint(
         service,
         f"{cluster.server}/api/v1/namespaces/{quote(namespace)}/pods/{quote(name)}:{PORT}/proxy",
@@ -79,10 +82,14 @@ async def endpoint(
         tls_name=cluster.server_name,
         proxy=_proxy(cluster),
         gone=gone,
+        rank=rank,
     )
     ways = _proxies.setdefault(cluster, {})
     if namespace not in ways:
         allowed = await _proxy_allowed(proxied)
+        while not allowed and cluster.waking:
+            await asyncio.sleep(_PAUSE)
+            allowed = await _proxy_allowed(proxied)
         if not allowed and namespace not in ways and note is not None:
             note("the API server's proxy is forbidden to you, so the connection goes by a port-forward")
         ways[namespace] = allowed

@@ -19,7 +19,7 @@ from ..base import Event, Finding, Progress, Revision, ServiceInfo, ServiceSpec,
 from . import access, manifests, names
 from .bundle import the_bundle
 from .client import Cluster
-from .diagnosis import Facts, diagnose, event_lines, event_time
+from .diagnosis import Facts, diagnose, event_lines, event_time, time_of
 from .examination import examine
 from .manifests import ServiceFields
 from .rollout import Rollout
@@ -64,10 +64,15 @@ class KubernetesBackend:
         """The same with the settings where it says nothing: image, queue, volumes, TTL."""
         return manifests.effective(compute)
 
+    @property
+    def namespace(self) -> str | None:
+        """The namespace; None before the first use when it is the context's."""
+        space = self._opened()
+        return space.namespace if space is not None else self._namespace
+
     def where(self) -> str:
         """For sentences."""
-        space = self._opened()
-        known = space.namespace if space is not None else self._namespace
+        known = self.namespace
         return f"in namespace {known}" if known else "in the cluster"
 
     def _opened(self) -> Space | None:
@@ -155,7 +160,7 @@ class KubernetesBackend:
         old = [job for _, job in revisions]
         if revisions and tokens:
             fields, job = revisions[0]
-            why = _why_another(space, fields, plan)
+            why = _why_another(space, fields, job, plan)
             if why is None:
                 plan = replace(plan, revision=fields.revision)
                 return Rollout(space, plan, bundle, token, progress, job=job, old=old[1:])
@@ -191,12 +196,12 @@ class KubernetesBackend:
             token = await space.token(job)
             endpoints = await space.endpoints(job, token) if token is not None else ()
             if endpoints:
-                return replace(self._described(space, fields, job), state="running", endpoints=endpoints)
+                return replace(self._described(space, fields, job), state="running", detail="", endpoints=endpoints)
         return self._described(space, *revisions[0])
 
     def _described(self, space: Space, fields: ServiceFields, job: Raw) -> ServiceInfo:
         pods = space.pods(fields.name, fields.revision)
-        facts = Facts(fields.name, fields.namespace, fields.replicas)
+        facts = Facts(fields.name, fields.namespace, fields.replicas, loaded=fields.loaded)
         found = diagnose(facts, job, pods, space.cache.events(fields.name), now=time.time())
         return ServiceInfo(
             name=fields.name,
@@ -208,6 +213,7 @@ class KubernetesBackend:
             namespace=space.namespace,
             detached=True,
             ttl=fields.ttl,
+            detail=found.detail,
         )
 
     def curl(self, info: ServiceInfo, function: str) -> str:
@@ -276,10 +282,11 @@ class KubernetesBackend:
         await space.delete_rest(name)
 
 
-def _why_another(space: Space, fields: ServiceFields, plan: manifests.Plan) -> str | None:
+def _why_another(space: Space, fields: ServiceFields, job: Raw, plan: manifests.Plan) -> str | None:
     """Why a revision can't go on, for people; None when it can."""
     if fields.suspended and plan.compute.queue_name is None:
-        return "the last one was never released" if time.time() - fields.created > _ABANDONED else None
+        made = time_of(job["metadata"].get("creationTimestamp"))
+        return "the last one was never released" if made is None or time.time() - made > _ABANDONED else None
     if fields.spec != plan.spec:
         return "what it asks for has changed"
     # The Job makes another pod in its place, but only after a while; and what others hold must not be lost for one.

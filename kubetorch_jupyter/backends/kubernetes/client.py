@@ -98,6 +98,11 @@ class Cluster:
         """Whether it is open, and of this process."""
         return not self._rest.closed and self._portal is get_portal()
 
+    @property
+    def waking(self) -> bool:
+        """Whether the API server was away until a moment ago: one that has just started may refuse everybody."""
+        return self._rest.waking
+
     def __repr__(self) -> str:
         return f"Cluster({self.server}, context={self.context!r}, user={self.user!r})"
 

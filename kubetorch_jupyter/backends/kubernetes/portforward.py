@@ -19,6 +19,7 @@ from ...transport.endpoint import Endpoint
 from ...transport.portal import get_portal
 from .client import Cluster, Kind
 from .failures import rule, status_of
+from .names import index_of
 
 if TYPE_CHECKING:
     from websockets.asyncio.client import ClientConnection
@@ -85,7 +86,7 @@ async def forward(
     if endpoint is not None:
         await listener.close()
         return endpoint
-    endpoint = _endpoints[key] = Endpoint(service, f"http://127.0.0.1:{number}", token, gone=gone)
+    endpoint = _endpoints[key] = Endpoint(service, f"http://127.0.0.1:{number}", token, gone=gone, rank=index_of(pod))
     portal = get_portal()
     last = weakref.finalize(endpoint, lambda: portal.call(listener.drop))
     last.atexit = False  # the portal's farewells see to it

@@ -12,11 +12,12 @@ import os
 import random
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, cast
 from urllib.parse import urlencode
 
-from ...errors import ConnectionFailedError, KubetorchError
+from ...errors import ConnectionFailedError, KubernetesCredentialsError, KubetorchError
 from . import kubeconfig
 from .credentials import Credentials
 from .failures import refused
@@ -30,6 +31,9 @@ _TIMEOUT = 30.0
 _WATCH_SILENCE = 80.0
 #: How often a request is made again that the server was too busy for.
 _BUSY_TRIES = 4
+#: For so many seconds after a server was away its refusals don't count, and the pause before it is asked again: one
+#: that has just started refuses everybody until it knows its accounts and roles.
+_WAKING, _WAKING_PAUSE = 10.0, 0.3
 
 
 class _Busy(Exception):
@@ -55,6 +59,8 @@ class Rest:
         self.credentials = credentials
         self.server = settings.server
         self.closed = False
+        #: When it was last found to be away.
+        self._away = float("-inf")
         self._connections = _connections(settings, credentials)
 
     @classmethod
@@ -62,6 +68,11 @@ class Rest:
         """All that takes its time: files, and the import of the official client; in a thread."""
         settings = kubeconfig.load(path, context)
         return cls(settings, Credentials.load(settings))
+
+    @property
+    def waking(self) -> bool:
+        """Whether the server was away until a moment ago, so that a refusal says nothing yet."""
+        return time.monotonic() - self._away < _WAKING
 
     async def close(self) -> None:
         """Close the connections."""
@@ -142,19 +153,23 @@ class Rest:
         stream: bool = False,
     ) -> Any:
         """A response whose status is good; it is the caller's to close."""
-        renew = False
-        for attempt in range(_BUSY_TRIES + 1):
+        renew = renewed = False
+        busy = 0
+        while True:
             try:
                 return await self._try(method, path, doing, namespace, query, body, media, stream, renew)
-            except _Busy as busy:
-                if attempt == _BUSY_TRIES:
-                    raise busy.error from None
-                await asyncio.sleep(busy.after * random.uniform(1.0, 1.5))
-            except KubetorchError as e:
-                if renew or getattr(e, "reason", None) != "Unauthorized":
+            except _Busy as e:
+                busy += 1
+                if busy > _BUSY_TRIES:
+                    raise e.error from None
+                await asyncio.sleep(e.after * random.uniform(1.0, 1.5))
+            except KubernetesCredentialsError as e:
+                renew = e.reason == "Unauthorized" and not renewed
+                if not renew and not self.waking:
                     raise
-                renew = True
-        raise AssertionError("unreachable")
+                if not renew:
+                    await asyncio.sleep(_WAKING_PAUSE)
+                renewed = True
 
     async def _try(
         self,
@@ -211,6 +226,7 @@ class Rest:
 
     def unreachable(self, what: str) -> ConnectionFailedError:
         """The error that says so of this server."""
+        self._away = time.monotonic()
         where = self.settings.source
         if self.settings.context is not None:
             where += f", context {self.settings.context!r}"

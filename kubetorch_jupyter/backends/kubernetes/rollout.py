@@ -12,10 +12,11 @@ from typing import Any
 from pod_server import codefile
 from pod_server.wire import Buffer
 
-from ...errors import KubetorchError
+from ...errors import ConnectionFailedError, KubetorchError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
 from ...transport.sharing import get_session
+from ...values import readable_size
 from ..base import Progress
 from . import manifests, names
 from .bundle import Bundle
@@ -36,6 +37,8 @@ _PATIENCE = 3600.0
 _PERSISTENCE = 10.0
 #: Seconds that a pod may take to say how many calls it has.
 _ANSWER = 2.0
+#: Seconds between two tries to remove something while the API server is away.
+_AWAY = 2.0
 
 
 class Rollout:
@@ -99,7 +102,7 @@ class Rollout:
                 self.endpoints = await self._waiting.run(self._make_room if self.new and self._old else None)
         except BaseException as e:
             if self.new:
-                await asyncio.shield(self._clean_up())
+                await asyncio.shield(self.discard())
             if isinstance(e, TimeoutError) and not isinstance(e, KubetorchError):
                 raise self._waiting.expired(limit) from None
             raise
@@ -110,7 +113,11 @@ class Rollout:
         # Everything that can be refused without the cluster is refused before anything is made.
         manifest = manifests.job(plan)
         content, _ = await asyncio.gather(self._bundle.config_map(), space.check_secrets(plan))
-        job = self._job = await space.create(manifest)
+        try:
+            job = self._job = await space.create(manifest)
+        except ConnectionFailedError:
+            self._job = manifest  # it may have been made
+            raise
         owners = [manifests.owner_reference(job)]
         # The Job first, suspended, so that what it owns has an owner: a client that dies here leaves no orphans.
         owned = [
@@ -150,10 +157,12 @@ class Rollout:
         space, plan = self._space, self._plan
         code = await asyncio.to_thread(codefile.pack, meta, buffers)
         if code is None:
-            code = codefile.missing(meta, sum(memoryview(buffer).nbytes for buffer in buffers))
+            size = sum(memoryview(buffer).nbytes for buffer in buffers)
+            code = codefile.missing(meta, size)
+            files = ", with the files of its image's steps" if (meta.get("image") or {}).get("files") else ""
             progress.note(
-                f'the code of "{plan.service}" is too large to be kept in the cluster: a pod that takes the place of '
-                "a lost one gets it from a notebook that has it, or not at all"
+                f'the code of "{plan.service}" is too large to be kept in the cluster ({readable_size(size)}{files}): '
+                "a pod that takes the place of a lost one gets it from a notebook that has it, or not at all"
             )
         encoded = base64.b64encode(code).decode("ascii")
         selector = {names.SERVICE: plan.service, names.REVISION: plan.revision}
@@ -165,22 +174,40 @@ class Rollout:
         for job in self._old:
             space.own(self._retire(job))
 
-    async def _clean_up(self) -> None:
-        """Remove what was made, also where the cluster is what is in trouble."""
+    async def discard(self) -> None:
+        """Remove what this deploy made, also where the cluster is what is in trouble.
+
+        Why the deploy failed is worth more than what goes wrong here.
+        """
         deadline = time.monotonic() + _PERSISTENCE
         while True:
             try:
-                await self.discard()
+                await self._remove()
+                return
+            except ConnectionFailedError:
+                # The API server is away. Nobody waits until it is back, but then it is done.
+                self._space.own(self._remove_later())
                 return
             except KubetorchError as e:
-                # The reason why the deploy failed is worth more than this one.
                 if time.monotonic() > deadline:
                     self._progress.note(f'something of "{self._plan.service}" is left in the cluster: {e}')
                     return
             await asyncio.sleep(_LOOK)
 
-    async def discard(self) -> None:
-        """Remove what this deploy made."""
+    async def _remove_later(self) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while time.monotonic() < deadline:
+            await asyncio.sleep(_AWAY)
+            try:
+                await self._remove()
+                return
+            except ConnectionFailedError:
+                continue
+            except KubetorchError:
+                log.warning("what was made for service %s is still there", self._plan.service, exc_info=True)
+                return
+
+    async def _remove(self) -> None:
         if self._job is not None:
             await self._space.delete_job(self._job)
             if not self._old:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...errors import DeployError, PodLostError, ResourceNotAvailableError, SecretNotFound
 from ...transport.endpoint import Endpoint
 from ...transport.portal import get_portal
 from ..base import Progress
-from . import access, names
+from . import access, lives, names
 from .cache import NamespaceCache
 from .client import Cluster, Kind
 from .diagnosis import LogWanted, death
@@ -23,10 +24,13 @@ __all__ = ["Raw", "Space"]
 
 Raw = dict[str, Any]
 
-#: Seconds until what was deleted must be gone, and between two looks when nothing is heard.
-_GONE = 60.0
+#: Seconds until what was deleted must be gone (a kubelet may take a minute to find the API server again when that was
+#: away), and between two looks when nothing is heard.
+_GONE = 120.0
 _LOOK = 1.0
 _LAST_LINES = 20
+#: Seconds that it takes until the kubelet has told how a container ended, at most; it looks once a second.
+_EXPLAINED = 3.0
 
 
 class Space:
@@ -48,6 +52,8 @@ class Space:
         self._tokens: dict[str, str] = {}
         #: Names of ConfigMaps that were there when we last looked.
         self._seen: set[str] = set()
+        #: How often a pod's worker container is known to have ended.
+        self._ends: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def own(self, work: Coroutine[Any, Any, None]) -> None:
@@ -153,13 +159,14 @@ class Space:
         meta = job["metadata"]
         service, revision = str(names.service_of(job)), str(meta["labels"][names.REVISION])
         with self.cache.using():
-            await self.cluster.delete(Kind.JOB, self.namespace, str(meta["name"]), uid=str(meta["uid"]))
+            await self.cluster.delete(Kind.JOB, self.namespace, str(meta["name"]), uid=meta.get("uid"))
             deadline = time.monotonic() + _GONE
             while True:
                 version = self.cache.version(service)
                 left = self.pods(service, revision)
                 if not left and self.job(service, revision) is None:
                     return
+                await self._end_pods(left)
                 if time.monotonic() > deadline:
                     pods = ", ".join(str(pod["metadata"]["name"]) for pod in left) or "its Job"
                     raise DeployError(
@@ -168,6 +175,12 @@ class Space:
                         service=service,
                     )
                 await self.cache.changed(service, since=version, timeout=_LOOK)
+
+    async def _end_pods(self, pods: Sequence[Raw]) -> None:
+        """Delete pods whose Job is gone: the garbage collector may take minutes after the API server was away."""
+        metas = [pod["metadata"] for pod in pods if not _is_leaving(pod)]
+        ends = (self.cluster.delete(Kind.POD, self.namespace, str(m["name"]), uid=str(m["uid"])) for m in metas)
+        await asyncio.gather(*ends)
 
     async def delete_rest(self, service: str) -> None:
         """Remove what a service without Jobs has left; the garbage collector does it too, when it gets there."""
@@ -227,51 +240,87 @@ class Space:
         """The pods of one revision."""
         return [pod for pod in self.cache.pods(service) if _revision(pod) == revision]
 
-    def lost(self, pod: str, service: str, ended: bool = False) -> PodLostError | None:
-        """Why a pod has ended, by the watches' last word; None while it may live.
+    def lost(self, pod: str, service: str, ended: bool = False, life: int = 0) -> PodLostError | None:
+        """Why a pod, or that life of its front, has ended, by the watches' last word; None while it may live.
 
         Parameters
         ----------
         pod, service
             Names.
         ended
-            It has said so itself: then what has been decided about it is the reason.
+            It has said itself that it ends, or that its workers' container has ended: then what has been decided about
+            it is the reason, and a container that isn't started again for some time.
+        life
+            Its front's, see `lives`.
         """
         reason, last = self.cache.gone(pod), self.cache.pod(pod)
-        if reason is None and not (ended and last is not None and _is_leaving(last)):
+        over = reason is not None or (ended and last is not None and _is_leaving(last))
+        if not over and (last is None or not (lives.front_life(last) > life or (ended and _is_stuck(last)))):
             return None
-        found = death(last, self.cache.events(service), name=pod)
-        return found.error(service) if found.kind else PodLostError(service=service, reason=reason)
+        # Of a pod that lives on, what matters is how its container ended just now.
+        now = None if over else time.time()
+        found = death(last, self.cache.events(service), name=pod, now=now)
+        if found.kind:
+            return found.error(service)
+        return PodLostError(service=service, reason=reason or "its container has been started again")
 
     def all_lost(self, fields: ServiceFields) -> str | None:
         """Why a revision that had its code has no pod that lives or comes up; None when it has."""
         pods = self.pods(fields.name, fields.revision)
-        errors = [self.lost(str(pod["metadata"]["name"]), fields.name, ended=True) for pod in pods]
+        errors = [self._lost_now(pod, fields.name) for pod in pods]
         reasons = [error.reason or "it is gone" for error in errors if error is not None]
         if len(reasons) < len(pods) or not (pods or fields.loaded):
             return None
         return reasons[0] if reasons else "its pod is gone"
 
+    def _lost_now(self, pod: Raw, service: str) -> PodLostError | None:
+        # A front that was started again has the code, and goes on.
+        life = lives.front_life(pod) - lives.is_down(pod, names.FRONT)
+        return self.lost(str(pod["metadata"]["name"]), service, ended=True, life=life)
+
+    async def explain(self, pod: str, service: str) -> Mapping[str, Any]:
+        """How the container with the workers has ended: fields of a `WorkerDiedError`, empty when it isn't told soon.
+
+        The pod's own word of it comes before the kubelet's.
+        """
+        known = self._ends.get(pod, 0)
+        deadline = time.monotonic() + _EXPLAINED
+        with self.cache.using():
+            while True:
+                version = self.cache.version(service)
+                last = self.cache.pod(pod)
+                if last is not None and (count := lives.ends(last, names.WORKER)) > known:
+                    self._ends[pod] = count
+                    return lives.worker_end(last)
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    return {}
+                await self.cache.changed(service, since=version, timeout=left)
+
     # -- pods ----------------------------------------------------------------------------------------------------------
 
     def may_answer(self, pod: Raw) -> bool:
-        """Whether its front may be listening: it has an address and isn't on its way out."""
+        """Whether its front may be listening: it has an address, it runs, and it isn't on its way out."""
         meta = pod["metadata"]
-        has_address = bool((pod.get("status") or {}).get("podIP"))
-        return has_address and not _is_leaving(pod) and self.cache.gone(str(meta["name"])) is None
+        up = bool((pod.get("status") or {}).get("podIP")) and not lives.is_down(pod, names.FRONT)
+        return up and not _is_leaving(pod) and self.cache.gone(str(meta["name"])) is None
 
     async def endpoint(self, service: str, pod: Raw, token: str, note: Callable[[str], None] | None = None) -> Endpoint:
         """Where a pod can be reached."""
         name = str(pod["metadata"]["name"])
-        return await access.endpoint(
+        now = self.cache.pod(name) or pod
+        life = lives.front_life(now)
+        self._ends.setdefault(name, lives.ends(now, names.WORKER))
+        found = await access.endpoint(
             self.cluster,
             self.namespace,
             service,
             pod,
             token,
-            gone=lambda ended: self.lost(name, service, ended),
+            gone=lambda ended: self.lost(name, service, ended, life),
             note=note,
         )
+        return replace(found, explain=lambda: self.explain(name, service), life=life)
 
     async def endpoints(self, job: Raw, token: str) -> tuple[Endpoint, ...]:
         """Those of a revision's pods that may answer, by rank."""
@@ -283,6 +332,10 @@ class Space:
 
 def _is_leaving(pod: Raw) -> bool:
     return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def _is_stuck(pod: Raw) -> bool:
+    return lives.is_held_back(pod, names.FRONT) or lives.is_held_back(pod, names.WORKER)
 
 
 def _front_runs(pod: Raw) -> bool:

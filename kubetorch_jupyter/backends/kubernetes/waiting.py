@@ -13,7 +13,7 @@ from ..base import Progress
 from . import names
 from .access import probe
 from .diagnosis import Diagnosis, Facts, LogWanted, diagnose, expired
-from .manifests import Plan
+from .manifests import Plan, read_service
 from .space import Raw, Space
 
 __all__ = ["Waiting"]
@@ -60,8 +60,15 @@ class Waiting:
     def facts(self) -> Facts:
         """What a diagnosis starts from."""
         plan = self._plan
+        job = self._space.job(plan.service, plan.revision)
+        fields = read_service(job) if job is not None else None
         return Facts(
-            plan.service, plan.namespace, plan.compute.replicas, quota_held=self._quota_held, logs=dict(self._logs)
+            plan.service,
+            plan.namespace,
+            plan.compute.replicas,
+            quota_held=self._quota_held,
+            loaded=fields is not None and fields.loaded,
+            logs=dict(self._logs),
         )
 
     def expired(self, seconds: float) -> DeployError:

@@ -187,7 +187,7 @@ class Looker:
             memory=status.get("memory"),
             cpu=self._cores((info.name, info.created), status),
             gpus=tuple(map(_gpu, status.get("gpus") or ())) or tuple(f"GPU {d}" for d in devices),
-            reason=status.get("reason") or "",
+            reason=status.get("reason") or info.detail,
         )
 
     def _cores(self, key: tuple[str, float], status: Mapping[str, Any]) -> float | None:

@@ -9,6 +9,17 @@ from __future__ import annotations
 from .death import Death, death
 from .deploy import diagnose
 from .finding import Diagnosis, Facts, LogWanted, expired
-from .objects import event_lines, event_time
+from .objects import event_lines, event_time, time_of
 
-__all__ = ["Death", "Diagnosis", "Facts", "LogWanted", "death", "diagnose", "event_lines", "event_time", "expired"]
+__all__ = [
+    "Death",
+    "Diagnosis",
+    "Facts",
+    "LogWanted",
+    "death",
+    "diagnose",
+    "event_lines",
+    "event_time",
+    "expired",
+    "time_of",
+]

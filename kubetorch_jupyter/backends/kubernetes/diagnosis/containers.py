@@ -144,7 +144,8 @@ def _ended(facts: Facts, pod: Raw, status: Raw, ended: Raw, *, previous: bool) -
         if _SLOW.search(words):
             return curable("container", reason, PodContainerError, what, phase=Phase.STARTING, detail=words)
         return fatal(facts, "container", reason, PodContainerError, what, _LOOK, phase=Phase.STARTING)
-    if lived is not None and lived > _START and reason in ("Error", "OOMKilled") and restarts < _BAD_LUCK:
+    has_run = facts.loaded or (lived is not None and lived > _START and restarts < _BAD_LUCK)
+    if has_run and reason in ("Error", "OOMKilled"):
         return _restarting(name, ended, reason, restarts)
     if reason == "OOMKilled":
         what = f'ran out of memory at its start: container "{name}" was OOMKilled ({limits(pod, name)})'

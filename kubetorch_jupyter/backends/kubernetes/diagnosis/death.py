@@ -158,7 +158,11 @@ def _ended_by_deletion(pod: Raw, ended: Raw) -> bool:
     """Whether a container ended after its pod was to be deleted, whatever it made of that."""
     meta: Raw = pod.get("metadata") or {}
     due, at = time_of(meta.get("deletionTimestamp")), time_of(ended.get("finishedAt"))
-    return due is not None and at is not None and at >= due - float(meta.get("deletionGracePeriodSeconds") or 0)
+    if due is None or at is None:
+        return False
+    grace = float(meta.get("deletionGracePeriodSeconds") or 0)
+    # The kubelet's own last word on a pod gives it no time at all, when its containers have ended.
+    return at >= due - grace or (not grace and ended.get("exitCode") in _KILLED)
 
 
 def _node(pod: Raw | None) -> str:
@@ -198,7 +202,8 @@ def _by_events(pod: Raw | None, events: Sequence[Raw]) -> Death | None:
 def _container(pod: Raw, now: float | None, front: str) -> Death | None:
     """The container that ended, and how: the one with the worst end."""
     found: list[Death] = []
-    every = list(statuses(pod))
+    # Of several that ended alike, the last one is what happened just now.
+    every = sorted(statuses(pod), key=_finished, reverse=True)
     for status in every:
         state: Raw = status.get("state") or {}
         ended: Raw | None = state.get("terminated")
@@ -220,7 +225,14 @@ def _container(pod: Raw, now: float | None, front: str) -> Death | None:
 
 #: Seconds that a container's end is told of after it has been started again.
 _FRESH = 30.0
+#: The exit codes of SIGKILL and SIGTERM.
+_KILLED = (137, 143)
 _WORST = ("oom", "crash", "ended")
+
+
+def _finished(status: Raw) -> float:
+    states = (status.get("state") or {}, status.get("lastState") or {})
+    return max(time_of((state.get("terminated") or {}).get("finishedAt")) or 0.0 for state in states)
 
 
 def _one(pod: Raw, name: str, ended: Raw, previous: bool) -> Death:
@@ -233,6 +245,7 @@ def _one(pod: Raw, name: str, ended: Raw, previous: bool) -> Death:
         return Death("oom", how, container=name, oom_killed=True)
     if code == 0:
         return Death("ended", "it ended by itself (exit code 0): nobody had used it, or it was torn down", name)
-    words = short(one_line(str(ended.get("message") or "")))
+    # What a container said last tells nothing of why it was killed from outside.
+    words = short(one_line(str(ended.get("message") or ""))) if code not in _KILLED else ""
     how = f'its container "{name}" {ended_how(code, ended.get("signal"))}{f": {words}" if words else ""}'
     return Death("crash", how, container=name, log=LogWanted(name_of(pod), name, previous))

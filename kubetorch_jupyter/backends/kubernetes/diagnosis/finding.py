@@ -50,6 +50,8 @@ class Facts:
         How many pods there should be.
     quota_held
         An older revision of the same service still counts in the quota, so that its end makes room.
+    loaded
+        Its pods have had their code: a container that ends is started again, and is no deploy that has failed.
     logs
         Last lines that were asked for by `Diagnosis.log` and have been fetched; empty text where there are none.
     front, worker
@@ -60,6 +62,7 @@ class Facts:
     namespace: str | None = None
     replicas: int = 1
     quota_held: bool = False
+    loaded: bool = False
     logs: Mapping[LogWanted, str] = field(default_factory=dict)
     front: str = "front"
     worker: str = "worker"

@@ -30,6 +30,8 @@ _GPU_NODE_LABELS = (
     "eks.amazonaws.com/instance-gpu-count",
     "cloud.google.com/gke-accelerator",
 )
+#: The front's request, in thousandths of a CPU.
+_FRONT_CPU = 20
 #: How many threads numerical libraries start; left alone they take one for each CPU of the node.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -151,7 +153,7 @@ def _front(volume_mounts: list[dict[str, Any]]) -> dict[str, Any]:
         "ports": [{"name": names.PORT_NAME, "containerPort": names.PORT, "protocol": "TCP"}],
         # Of a CUDA image NVIDIA's runtime gives a container every GPU of the node, unless it says that it wants none.
         "env": _env({"HOME": names.TMP, "TMPDIR": names.TMP, "NVIDIA_VISIBLE_DEVICES": "void"}),
-        "resources": {"requests": {"cpu": "20m", "memory": "96Mi"}},
+        "resources": {"requests": {"cpu": f"{_FRONT_CPU}m", "memory": "96Mi"}},
         # The client waits for neither: it tries the session. A front that answers nothing for a minute has hung.
         "readinessProbe": {**_probe("/ready"), "periodSeconds": 5, "timeoutSeconds": 3},
         "livenessProbe": {**_probe("/health"), "periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 6},
@@ -209,6 +211,9 @@ def _resources(plan: Plan) -> dict[str, Any]:
     limits: dict[str, str] = {}
     if compute.cpus is not None:
         millis = round(parse_cpus(compute.cpus) * 1000)
+        # What is asked for is the pod's, front and all: four services with cpus="1" fit on four cores.
+        if millis >= 5 * _FRONT_CPU:
+            millis -= _FRONT_CPU
         requests["cpu"] = f"{millis}m" if millis % 1000 else str(millis // 1000)
     if compute.memory is not None:
         requests["memory"] = _size(compute.memory)

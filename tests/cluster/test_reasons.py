@@ -1,0 +1,401 @@
+"""Why a service doesn't come up: each reason provoked for real, and told within 2 s after Kubernetes says it (case 4).
+
+All those that come to nothing are deployed at once, before the first of the tests that look at what became of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import kubetorch_jupyter as kt
+from tests.cells import Cells
+from tests.cluster.conftest import MakeUser, User
+from tests.cluster.images import Images
+from tests.cluster.node import Node
+from tests.cluster.watching import Said, shown
+from tests.promises import record
+
+#: After Kubernetes has said it, in seconds; Kubernetes is looked at every 0.1 s.
+SOON = 2.0
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A deploy that fails.
+
+    Parameters
+    ----------
+    compute
+        What is asked for.
+    error
+        The error's type.
+    words
+        What its message has in it.
+    said
+        Kubernetes' words: those of an event, or of the status of the pod or the Job.
+    waits
+        Time may cure it: it is shown, and fails only when the time is over.
+    """
+
+    compute: Mapping[str, Any]
+    error: type[kt.KubetorchError] | tuple[type[kt.KubetorchError], ...]
+    words: tuple[str, ...]
+    said: str
+    waits: bool = False
+    needs: str = ""
+
+
+def _template(container: Mapping[str, Any]) -> dict[str, Any]:
+    return {"spec": {"template": {"spec": {"containers": [{"name": "worker", **container}]}}}}
+
+
+_KEY = {"name": "A", "valueFrom": {"secretKeyRef": {"name": "kt-has-one-key", "key": "absent"}}}
+_MAP = {"name": "A", "valueFrom": {"configMapKeyRef": {"name": "kt-nosuch", "key": "absent"}}}
+
+TROUBLES: dict[str, Trouble] = {
+    "too many CPUs": Trouble(
+        {"cpus": 500, "unschedulable_timeout": 0},
+        kt.ResourceNotAvailableError,
+        ("Insufficient cpu", "unschedulable_timeout"),
+        "Insufficient cpu",
+    ),
+    "too much memory": Trouble(
+        {"memory": "90Ti", "unschedulable_timeout": 0},
+        kt.ResourceNotAvailableError,
+        ("Insufficient memory",),
+        "Insufficient memory",
+    ),
+    "no such node": Trouble(
+        {"node_selector": {"nobody": "has-it"}, "unschedulable_timeout": 4},
+        kt.ResourceNotAvailableError,
+        ("didn't match Pod's node affinity/selector",),
+        "node affinity/selector",
+        waits=True,
+    ),
+    "no such image": Trouble(
+        {"image": kt.Image(image_id="kt.local/not-found:1")},
+        kt.ImagePullError,
+        ("kt.local/not-found:1", "not found"),
+        "ErrImagePull",
+        needs="registry",
+    ),
+    "an image for others": Trouble(
+        {"image": kt.Image(image_id="kt.local/unauthorized:1")},
+        kt.ImagePullError,
+        ("kt.local/unauthorized:1", "401", "imagePullSecrets"),
+        "ErrImagePull",
+        needs="registry",
+    ),
+    "a registry in trouble": Trouble(
+        {"image": kt.Image(image_id="kt.local/unavailable:1"), "launch_timeout": 15},
+        kt.ImagePullError,
+        ("kt.local/unavailable:1", "503"),
+        "ErrImagePull",
+        waits=True,
+        needs="registry",
+    ),
+    "no name for an image": Trouble(
+        {"image": kt.Image(image_id="kt.local/UPPER:1")}, kt.ImagePullError, ("UPPER",), "InvalidImageName"
+    ),
+    "an image that must be there": Trouble(
+        {"image": kt.Image(image_id="kt.local/nowhere:1"), "image_pull_policy": "Never"},
+        kt.ImagePullError,
+        ("kt.local/nowhere:1", "Never"),
+        "ErrImageNeverPull",
+    ),
+    "no Python": Trouble(
+        {"image": "bare"}, kt.PodContainerError, ("no Python", "kt.Image(python_path=...)"), '"exitCode": 127'
+    ),
+    "a Python that isn't there": Trouble(
+        {"image": "python_path"}, kt.PodContainerError, ("/opt/nowhere/python",), "no such file or directory"
+    ),
+    "out of memory at the start": Trouble(
+        {"memory_limit": "24Mi", "memory": "16Mi"},
+        # As far as it comes: to the load of the code, or not even there.
+        (kt.StartupError, kt.PodContainerError),
+        ("OOMKilled", "24Mi", "16Mi", "memory_limit="),
+        "OOMKilled",
+    ),
+    "no such secret": Trouble({"secrets": ["kt-nosuch"]}, kt.SecretNotFound, ("there is no Secret", "kt-nosuch"), ""),
+    "no such key": Trouble(
+        {"service_template": _template({"env": [_KEY]})},
+        kt.SecretNotFound,
+        ('the key "absent"', "kt-has-one-key"),
+        "CreateContainerConfigError",
+    ),
+    "no such ConfigMap": Trouble(
+        {"service_template": _template({"env": [_MAP]})},
+        kt.PodContainerError,
+        ('the ConfigMap "kt-nosuch"',),
+        "CreateContainerConfigError",
+    ),
+    "no such volume": Trouble(
+        {"volumes": ["kt-nosuch"]}, kt.ResourceNotAvailableError, ('there is no volume "kt-nosuch"', "size="), ""
+    ),
+    "no such account": Trouble(
+        {"service_account_name": "kt-nobody"},
+        kt.PodContainerError,
+        ('the service account "kt-nobody"',),
+        'serviceaccount "kt-nobody" not found',
+    ),
+    "no such priority": Trouble(
+        {"priority_class_name": "kt-golden"},
+        kt.PodContainerError,
+        ('the priority class "kt-golden"',),
+        "no PriorityClass with name kt-golden",
+    ),
+}
+
+
+@dataclass
+class Outcome:
+    """What became of a deploy."""
+
+    error: BaseException
+    ended: float
+    #: When its reason was shown while it waited.
+    shown: float | None
+    #: When Kubernetes said it.
+    said: float | None
+
+
+_STATUS = {"not-found": 404, "unauthorized": 401, "unavailable": 503}
+
+
+class _Registry(http.server.BaseHTTPRequestHandler):
+    """Answers for images by their names; on the port where the node asks for what it hasn't got."""
+
+    def do_GET(self) -> None:
+        status = next((code for name, code in _STATUS.items() if name in self.path), 200)
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@contextmanager
+def registry() -> Iterator[None]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 5000), _Registry) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _name(trouble: str) -> str:
+    return trouble.lower().replace(" ", "-").replace("'", "")
+
+
+@pytest.fixture(scope="module")
+def outcomes(user: User, images: Images, cluster_node: Node | None) -> Callable[[str], Outcome]:
+    """What became of each of `TROUBLES`."""
+    cells = Cells()
+    cells.run("def f(): return 1\n")
+    special = {
+        "bare": kt.Image(image_id=images["bare"]),
+        "python_path": kt.Image(image_id=images["examples"], python_path="/opt/nowhere/python"),
+    }
+    wanted = {what: t for what, t in TROUBLES.items() if t.needs != "registry" or cluster_node is not None}
+    found: dict[str, Outcome] = {}
+
+    async def deploy(what: str, trouble: Trouble) -> None:
+        compute = dict(trouble.compute)
+        if isinstance(compute.get("image"), str):
+            compute["image"] = special[compute["image"]]
+        try:
+            await kt.fn(cells["f"], name=_name(what)).to_async(kt.Compute(**compute))
+        except kt.KubetorchError as e:
+            found[what] = Outcome(e, time.monotonic(), None, None)
+
+    async def deploy_all() -> None:
+        await asyncio.gather(*(deploy(what, trouble) for what, trouble in wanted.items()))
+
+    words = {f"{user.name}-{_name(what)}": trouble.said for what, trouble in wanted.items() if trouble.said}
+    user.api.create("Secret", {"metadata": {"name": "kt-has-one-key"}, "stringData": {"present": "1"}})
+    try:
+        with shown() as shows, Said(user.api, words) as said, registry() if cluster_node else _nothing():
+            asyncio.run(deploy_all())
+    finally:
+        user.api.delete("Secret", "kt-has-one-key")
+    for what, outcome in found.items():
+        outcome.said = said.at.get(f"{user.name}-{_name(what)}")
+        whose = f'"{_name(what)}" is '
+        outcome.shown = min(filter(None, (shows.first(whose, words) for words in wanted[what].words)), default=None)
+
+    def outcome(what: str) -> Outcome:
+        if what not in wanted:
+            pytest.skip("needs the node's registry: no `cluster` program, or not root")
+        return found[what]
+
+    return outcome
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("what", TROUBLES)
+def test_reason(what: str, outcomes: Callable[[str], Outcome], user: User) -> None:
+    trouble = TROUBLES[what]
+    outcome = outcomes(what)
+    print(f"{type(outcome.error).__name__}: {outcome.error}")
+    assert isinstance(outcome.error, trouble.error)
+    message = str(outcome.error)
+    assert f"{user.name}-{_name(what)}" in message
+    missing = [words for words in trouble.words if words not in message]
+    assert not missing, message
+    if not trouble.said:
+        return
+    assert outcome.said is not None, f"Kubernetes has not said {trouble.said!r}"
+    told = outcome.ended if outcome.shown is None else min(outcome.shown, outcome.ended)
+    failed = outcome.ended - outcome.said
+    record(f"{what}: shown {told - outcome.said:.2f} s after Kubernetes said it, failed after {failed:.2f} s")
+    assert told - outcome.said <= SOON
+    if trouble.waits:
+        assert failed > 1
+    else:
+        # With what was made removed again.
+        assert failed <= 3 * SOON
+
+
+def test_nothing_is_left(outcomes: Callable[[str], Outcome], user: User) -> None:
+    outcomes(next(iter(TROUBLES)))
+    user.api.wait("nothing is left", lambda: not user.ours(), 10)
+    assert not kt.services()
+
+
+# -- who we are, and where the cluster is ------------------------------------------------------------------------------
+
+
+def _deploy() -> None:
+    cells = Cells()
+    cells.run("def f(): return 1\n")
+    kt.fn(cells["f"], name="refused").to(kt.Compute())
+
+
+def _changed(user: User, path: Path, change: Callable[[dict[str, Any]], None]) -> str:
+    loaded = yaml.safe_load(user.kubeconfig.read_text())
+    change(loaded)
+    path.write_text(yaml.safe_dump(loaded))
+    return str(path)
+
+
+def _fails(error: type[kt.KubetorchError], *words: str) -> kt.KubetorchError:
+    start = time.monotonic()
+    with pytest.raises(error) as caught:
+        _deploy()
+    record(f"{error.__name__} ({words[0]}): {time.monotonic() - start:.2f} s after .to")
+    message = str(caught.value)
+    print(message)
+    assert not [each for each in words if each not in message], message
+    assert time.monotonic() - start < 3 * SOON
+    return caught.value
+
+
+def test_forbidden(make_user: MakeUser, monkeypatch: pytest.MonkeyPatch, user: User) -> None:
+    """Which verb on which resource, and the line of RBAC that would allow it."""
+    viewer = make_user("viewer", "kt-viewer", "view")
+    monkeypatch.setenv("KUBECONFIG", str(viewer.kubeconfig))
+    monkeypatch.setenv("KT_NAMESPACE", viewer.namespace)
+    error = _fails(kt.KubernetesCredentialsError, "create", "jobs", viewer.namespace, 'apiGroups: ["batch"]')
+    assert isinstance(error, kt.KubernetesCredentialsError)
+    assert "create" in str(error.rule)
+    assert viewer.api.list("Pod") == []
+
+
+def test_another_namespace(monkeypatch: pytest.MonkeyPatch, make_user: MakeUser) -> None:
+    monkeypatch.setenv("KT_NAMESPACE", "kt-of-nobody")
+    _fails(kt.KubernetesCredentialsError, "kt-of-nobody")
+
+
+def test_no_namespace_of_that_name(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who may do everything is told that it isn't there."""
+    monkeypatch.setenv("KUBECONFIG", str(node.admin().kubeconfig))
+    monkeypatch.setenv("KT_NAMESPACE", "kt-of-nobody")
+    _fails(kt.DeployError, "there is no namespace", "kt-of-nobody")
+
+
+def test_no_cluster(user: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(loaded: dict[str, Any]) -> None:
+        loaded["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+
+    monkeypatch.setenv("KUBECONFIG", _changed(user, tmp_path / "kubeconfig", change))
+    _fails(kt.ConnectionFailedError, "https://127.0.0.1:1")
+
+
+def test_a_login_that_has_expired(user: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(loaded: dict[str, Any]) -> None:
+        loaded["users"][0]["user"] = {"token": secrets.token_hex(16)}
+
+    monkeypatch.setenv("KUBECONFIG", _changed(user, tmp_path / "kubeconfig", change))
+    _fails(kt.KubernetesCredentialsError, "doesn't accept a token", "Log in")
+
+
+def test_no_such_context(user: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KT_CONTEXT", "nobodys")
+    _fails(kt.ConfigError, "nobodys", "there are")
+
+
+# -- what an administrator forbids -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def governed(node: Node, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch) -> User:
+    """A user of a namespace of their own, for an administrator to make rules for."""
+    user = make_user("governed", f"kt-governed-{secrets.token_hex(2)}")
+    monkeypatch.setenv("KUBECONFIG", str(user.kubeconfig))
+    monkeypatch.setenv("KT_NAMESPACE", user.namespace)
+    return user
+
+
+def test_over_a_quota(governed: User, node: Node) -> None:
+    quota = {"metadata": {"name": "small"}, "spec": {"hard": {"pods": "0"}}}
+    path = f"/api/v1/namespaces/{governed.namespace}/resourcequotas"
+    node.admin().request("POST", path, quota)
+    node.admin().wait("the quota holds", lambda: node.admin().request("GET", f"{path}/small")["status"].get("hard"), 10)
+    _fails(kt.ResourceNotAvailableError, "is over the quota", "small", "pods")
+    governed.api.wait("nothing is left", lambda: not governed.ours(), 10)
+
+
+def test_over_a_limit(governed: User, node: Node) -> None:
+    limits = {"metadata": {"name": "tiny"}, "spec": {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]}}
+    node.admin().request("POST", f"/api/v1/namespaces/{governed.namespace}/limitranges", limits)
+    cells = Cells()
+    cells.run("def f(): return 1\n")
+    with pytest.raises(kt.ResourceNotAvailableError, match="LimitRange"):
+        kt.fn(cells["f"], name="refused").to(kt.Compute(memory_limit="2Gi"))
+    governed.api.wait("nothing is left", lambda: not governed.ours(), 10)
+
+
+def test_against_pod_security(governed: User, node: Node) -> None:
+    label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    node.admin().request("PATCH", f"/api/v1/namespaces/{governed.namespace}", label)
+    cells = Cells()
+    cells.run("def f(): return 1\n")
+    with pytest.raises(kt.PodContainerError, match="pod security") as caught:
+        kt.fn(cells["f"], name="refused").to(kt.Compute(run_as_root=True))
+    assert "run_as_root" in str(caught.value)
+    # What a pod is without that is what the strictest level allows.
+    with kt.fn(cells["f"], name="refused").to(kt.Compute(), stream_logs=False) as f:
+        assert f() == 1
+    governed.api.wait("nothing is left", lambda: not governed.ours(), 20)
