@@ -50,10 +50,10 @@ class Space:
         self.cache = NamespaceCache(cluster, namespace)
         #: Tokens by the uid of a Job.
         self._tokens: dict[str, str] = {}
-        #: Names of ConfigMaps that were there when we last looked.
-        self._seen: set[str] = set()
         #: How often a pod's worker container is known to have ended.
         self._ends: dict[str, int] = {}
+        #: Names of ConfigMaps that were there when we last looked.
+        self._seen: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def own(self, work: Coroutine[Any, Any, None]) -> None:
