@@ -63,10 +63,11 @@ def main() -> None:
             for row in measure(workload, there, given.rounds):
                 rows.append({**row, "load": round(load, 1)})
                 print(table_line(row), f"; load {load:.1f}", sep="", flush=True)
-    if given.json:
-        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
-    if given.markdown:
-        given.markdown.write_text(f"{_said(machine)}\n\n{markdown(rows)}")
+            # After each, for who stops it.
+            if given.json:
+                given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+            if given.markdown:
+                given.markdown.write_text(f"{_said(machine)}\n\n{markdown(rows)}")
     sys.exit(0 if all(row["reached"] for row in rows) else 1)
 
 
