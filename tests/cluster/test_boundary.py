@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -55,6 +57,13 @@ def found():
         except OSError:
             pass
     return files, "\\n".join(texts)
+
+class Neighbour:
+    def knock(self, *args):
+        return knock(*args)
+
+    def found(self):
+        return found()
 """
 
 #: What a service answers besides whether it lives: calls, its peers' questions, sessions, payloads.
@@ -82,8 +91,6 @@ def pod(guarded: Any, user: User) -> dict[str, Any]:
 
 
 def token_of(user: User, service: str) -> str:
-    import base64
-
     [secret] = user.api.list("Secret", f"{OURS},kubetorch.dev/service={service}")
     return base64.b64decode(secret["data"]["token"]).decode()
 
@@ -188,31 +195,42 @@ def test_the_token_opens(guarded: Any, user: User) -> None:
 # -- from a pod --------------------------------------------------------------------------------------------------------
 
 
-def test_a_pod_without_the_token(cells: Cells, guarded: Any, pod: dict[str, Any], user: User) -> None:
+@pytest.fixture(scope="module")
+def neighbour(cells: Cells, user: User) -> Iterator[Any]:
+    handle = kt.cls(cells["Neighbour"], name="neighbour").to(kt.Compute(), stream_logs=False)
+    yield handle
+    handle.service.teardown()
+
+
+def test_a_pod_without_the_token(neighbour: Any, guarded: Any, pod: dict[str, Any], user: User) -> None:
     """It reaches the other service's port, which answers nothing but whether it lives."""
-    names = [f"{guarded.service_name}:32300", f"{pod['status']['podIP']}:32300"]
-    with kt.fn(cells["knock"], name="neighbour").to(kt.Compute(), stream_logs=False) as knock:
-        knock = knock.options(stream_logs=False)
-        for name in names:
-            # A name may be known only after a moment.
-            user.api.wait(f"{name} is reached", lambda: knock(f"http://{name}/health")[0] == 200, 60)  # noqa: B023
-            for path in ("/call/secret", "/idle", "/session"):
-                status, said = knock(f"http://{name}{path}")
-                assert status == 401
-                assert "for its users only" not in said
-        own = token_of(user, knock.service_name)
-        assert own != token_of(user, guarded.service_name)
+
+    def knock(url: str, *headers: dict[str, str]) -> tuple[int, str]:
+        status, said = neighbour.knock(url, *headers, stream_logs=False)
+        return int(status), str(said)
+
+    def is_reached(name: str) -> bool:
+        return knock(f"http://{name}/health")[0] == 200
+
+    own = token_of(user, neighbour.service_name)
+    assert own != token_of(user, guarded.service_name)
+    for name in (f"{guarded.service_name}:32300", f"{pod['status']['podIP']}:32300"):
+        # A name may be known only after a moment.
+        user.api.wait(f"{name} is reached", partial(is_reached, name), 60)
+        for path in ("/call/secret", "/idle", "/session"):
+            status, said = knock(f"http://{name}{path}")
+            assert status == 401
+            assert "for its users only" not in said
         # Its own token, if it had it, would open nothing there.
-        assert knock(f"http://{names[0]}/idle", {TOKEN_HEADER: own})[0] == 403
+        assert knock(f"http://{name}/idle", {TOKEN_HEADER: own})[0] == 403
 
 
-def test_user_code_finds_no_credentials(cells: Cells, guarded: Any, user: User) -> None:
-    with kt.fn(cells["found"], name="neighbour").to(kt.Compute(), stream_logs=False) as found:
-        files, text = found(stream_logs=False)
-        assert any("/kubetorch/" in path for path in files)
-        assert not [path for path in files if "serviceaccount" in path or "/kubetorch/secret" in path]
-        for service in (found.service_name, guarded.service_name):
-            assert token_of(user, service) not in text
+def test_user_code_finds_no_credentials(neighbour: Any, guarded: Any, user: User) -> None:
+    files, text = neighbour.found(stream_logs=False)
+    assert any("/kubetorch/" in path for path in files)
+    assert not [path for path in files if "serviceaccount" in path or "/kubetorch/secret" in path]
+    for service in (neighbour.service_name, guarded.service_name):
+        assert token_of(user, service) not in text
 
 
 # -- a service account -------------------------------------------------------------------------------------------------

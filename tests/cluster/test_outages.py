@@ -90,7 +90,7 @@ def _has_job(user: User, name: str) -> bool:
     return bool(user.api.list("Job", f"{OURS},kubetorch.dev/service={user.name}-{name}"))
 
 
-@pytest.mark.parametrize("program", ["kube-scheduler", "kubelet"])
+@pytest.mark.parametrize("program", [pytest.param("kube-scheduler", marks=pytest.mark.soak), "kubelet"])
 def test_a_program_stands_still(
     program: str, ticks: Any, cells: Cells, node: Node, user: User, threads: ThreadPoolExecutor
 ) -> None:
@@ -169,8 +169,9 @@ def test_a_node_is_lost_and_comes_back(ticks: Any, cells: Cells, node: Node, use
             assert ticks(2) == 2
             start = time.monotonic()
             with pytest.raises(kt.DeployError) as caught:
-                kt.fn(cells["other"], name="late").to(kt.Compute(launch_timeout=10), stream_logs=False)
+                kt.fn(cells["other"], name="late").to(kt.Compute(launch_timeout=4), stream_logs=False)
             assert time.monotonic() - start < 30
+            record(f"a deploy without a node that is ready: {caught.value}")
             assert "node" in str(caught.value)
         user.api.wait("the node is back", ready, 60, 1.0)
     assert call.result(timeout=PATIENCE * 2) == 900

@@ -118,7 +118,13 @@ ENDS: dict[Break, str] = {
 }
 
 
-@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+#: Those that differ little from the others.
+_LONG = (deleted_at_once, killed)
+
+
+@pytest.mark.parametrize(
+    "end", [pytest.param(end, marks=[pytest.mark.soak] * (end in _LONG)) for end in ENDS], ids=lambda end: end.__name__
+)
 def test_a_pod_ends(lossy: Lossy, node: Node, end: Break) -> None:
     lossy.pod()
     call = lossy.running_call()
