@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,12 +18,14 @@ from kubetorch_jupyter.errors import (
     ConnectionFailedError,
     PodLostError,
     VersionMismatchError,
+    WorkerDiedError,
 )
 from kubetorch_jupyter.transport import link
 from kubetorch_jupyter.transport.endpoint import Endpoint
 from kubetorch_jupyter.transport.portal import get_portal
 from kubetorch_jupyter.transport.session import RemoteFailure, Session
 from kubetorch_jupyter.transport.sharing import get_session, hold_reading
+from pod_server import wire
 from pod_server.wire import FrameType, LogKind
 from tests.scripted import PLAIN, SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
 
@@ -224,6 +227,43 @@ def test_another_incarnation_loses_the_open_calls_and_never_reruns_them(pod: Scr
 
     asyncio.run(main())
     assert ran == [1]
+
+
+@pytest.mark.parametrize("told", [{"cause": "oom", "limit": 1 << 20}, {}, None], ids=["told", "untold", "unknown"])
+def test_how_a_worker_s_container_ended_is_asked_of_the_backend(
+    pod: ScriptedPod, monkeypatch: pytest.MonkeyPatch, told: dict[str, Any] | None
+) -> None:
+    async def explain() -> dict[str, Any]:
+        if told is None:
+            raise ConnectionFailedError("the API server is away")
+        return told
+
+    endpoint = dataclasses.replace(pod.endpoint, explain=explain)
+    monkeypatch.setattr(ScriptedPod, "endpoint", endpoint)
+
+    async def die(call: ScriptedCall) -> None:
+        meta = {"event": "worker-died", "text": "it has died", "container": True}
+        call.send(wire.encode(FrameType.EVENT, 0, meta))
+        call.error(type="WorkerDiedError", message="ended with its container", cause="exit", container=True)
+
+    pod.handlers[""] = die
+    target = ScriptedTarget(pod)
+
+    async def main() -> None:
+        with pytest.raises(WorkerDiedError) as info:
+            await invoke_async(target, None, (), {}, PLAIN)
+        assert info.value.cause == (told or {}).get("cause", "exit")
+        assert info.value.limit == (told or {}).get("limit")
+        session = target.live
+        assert session is not None
+        # New calls go to other pods, if there are any, until it has a worker again.
+        assert session.draining
+        ready = wire.encode(FrameType.EVENT, 0, {"event": "worker-ready", "text": "loaded"})
+        pod.do(lambda: pod.send(session.client, ready))
+        while session.draining:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(main())
 
 
 @pytest.mark.usefixtures("quick")

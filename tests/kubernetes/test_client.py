@@ -270,6 +270,24 @@ def test_no_server(server: ApiServer, cluster: Cluster) -> None:
     assert "kt.config.context" in text
 
 
+def test_a_server_that_has_just_started_refuses_everybody_for_a_moment(
+    server: ApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rest, "_WAKING_PAUSE", 0.01)
+    server.stop()
+    with pytest.raises(ConnectionFailedError):
+        run(cluster.get(Kind.POD, "team", "a"))
+    server.start()
+    assert cluster.waking
+    server.next += [forbidden("create", "pods"), status(401, "Unauthorized"), forbidden("create", "pods")]
+    assert run(cluster.create(Kind.POD, "team", pod("a")))["metadata"]["name"] == "a"
+    # When it has been back for a while, what it says counts.
+    monkeypatch.setattr(rest, "_WAKING", 0.0)
+    server.next += [forbidden("create", "pods")]
+    with pytest.raises(KubernetesCredentialsError, match="may not create pods"):
+        run(cluster.create(Kind.POD, "team", pod("b")))
+
+
 def test_a_server_that_says_nothing(
     server: ApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
