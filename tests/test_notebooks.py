@@ -22,6 +22,9 @@ from tests.kernel.harness import Kernel, execute_notebook
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 #: What these show is a cluster's; tests/cluster/test_notebooks.py runs them.
 CLUSTER_ONLY = {"07-kubernetes"}
+#: How many run at once.
+_BESIDE = 3
+
 #: What the outputs of a cell have in them, in any of their forms, by notebook and cell. Each cell that has an output
 #: worth looking at is here; all others only mustn't fail.
 SHOWN: dict[str, dict[str, list[str]]] = {
@@ -150,22 +153,15 @@ def variables_of() -> Callable[[Path], dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def beside() -> int:
-    """How many run at once."""
-    return 3
-
-
-@pytest.fixture(scope="module")
 def executed(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     variables_of: Callable[[Path], dict[str, str]],
-    beside: int,
 ) -> Iterator[Runner]:
     """Gives an executed notebook; begins with all that the chosen tests will ask for."""
     folder = tmp_path_factory.mktemp("notebooks")
     futures: dict[tuple[Path, str], Future[Any]] = {}
-    with ThreadPoolExecutor(beside) as pool:
+    with ThreadPoolExecutor(_BESIDE) as pool:
         for item in request.session.items:
             params = getattr(getattr(item, "callspec", None), "params", {})
             ours = getattr(item, "module", None) is request.module and not item.get_closest_marker("skip")
@@ -206,8 +202,14 @@ def test_runs(path: Path, version: str, executed: Runner) -> None:
         assert left == []
 
 
-def check(name: str, notebook: nbformat.NotebookNode, pods: str = "local pods") -> None:
-    """That its outputs are complete, without an error but those that are meant; ``pods`` is what they call pods."""
+_NONE = "no services"
+
+
+def check(name: str, notebook: nbformat.NotebookNode, pods: str = "local pods", whose: str | None = None) -> None:
+    """That its outputs are complete, without an error but those that are meant.
+
+    ``pods`` is what they call pods; ``whose`` begins the names of its services where others have some too.
+    """
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
@@ -215,6 +217,9 @@ def check(name: str, notebook: nbformat.NotebookNode, pods: str = "local pods") 
         failed = any(output.output_type == "error" for output in cell.outputs)
         assert failed == ("raises-exception" in cell.metadata.get("tags", [])), f"cell {cell.id}\n{shown}"
         expected = [text.replace("local pods", pods) for text in SHOWN[name].get(cell.id, [])]
+        if whose is not None and _NONE in expected:
+            expected.remove(_NONE)
+            assert whose not in shown, f"cell {cell.id} still has services\n{shown}"
         missing = [text for text in expected if text not in shown]
         assert not missing, f"cell {cell.id} doesn't show {missing}, but\n{shown}"
 

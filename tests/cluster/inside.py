@@ -15,9 +15,13 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kubetorch_jupyter as kt
+
+#: How many run at once.
+_BESIDE = 3
 
 
 def execute(path: Path) -> None:
@@ -26,8 +30,7 @@ def execute(path: Path) -> None:
 
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=120, kernel_name="python3")
-    # A user for each, as if they were several people's: some call their services the same.
-    env = {**os.environ, "KT_USERNAME": f"{os.environ['KT_USERNAME']}-{path.stem}"}
+    env = {**os.environ, "KT_USERNAME": _user(path)}
     try:
         asyncio.run(client.async_execute(cwd=str(path.parent), env=env))
     except Exception as e:  # what it has shown until then says more, and the test looks at it
@@ -38,6 +41,7 @@ def execute(path: Path) -> None:
 def run(path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "kubetorch_jupyter", str(path)],
+        env={**os.environ, "KT_USERNAME": _user(path)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -47,15 +51,24 @@ def run(path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps({"status": done.returncode, "output": done.stdout}))
 
 
+def _user(path: Path) -> str:
+    """One for each, as if they were several people's: they run beside each other, and call their services the same."""
+    return f"{os.environ['KT_USERNAME']}-{path.stem.replace('_', '-')}"
+
+
+def run_and_end(path: Path) -> None:
+    """What it leaves ends with it: together they ask for more than a small node has."""
+    began = time.monotonic()
+    (execute if path.suffix == ".ipynb" else run)(path)
+    for info in kt.services():
+        if info.owner.get("user") == _user(path):
+            kt.teardown(info.name)
+    print(f"{path.name}: {time.monotonic() - began:.1f} s", flush=True)
+
+
 def main(folder: Path) -> None:
-    # One after the other, and what they leave ends: together they ask for more than a small node has.
-    for path in (*sorted(folder.glob("*.ipynb")), *sorted(folder.glob("*.py"))):
-        began = time.monotonic()
-        (execute if path.suffix == ".ipynb" else run)(path)
-        for info in kt.services():
-            if str(info.owner.get("user")).startswith(os.environ["KT_USERNAME"]):
-                kt.teardown(info.name)
-        print(f"{path.name}: {time.monotonic() - began:.1f} s", flush=True)
+    with ThreadPoolExecutor(_BESIDE) as pool:
+        list(pool.map(run_and_end, (*sorted(folder.glob("*.ipynb")), *sorted(folder.glob("*.py")))))
     print("inside: all have run", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""The document's examples and every notebook, unchanged, from a pod of the cluster, with direct access (case 1)."""
+"""Every notebook, unchanged, from a pod of the cluster, with direct access (case 1); one of them is the document."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ import pytest
 
 from tests.cluster.conftest import User
 from tests.cluster.images import Images
-from tests.cluster.test_examples import url
 from tests.conftest import ROOT
-from tests.docs.examples import EXAMPLES, Example
 from tests.test_notebooks import NOTEBOOKS, check
 
 #: How the pods of this client are reached, and which ones of its own they are.
@@ -60,12 +58,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def _archive(url: str) -> bytes:
-    """The script of the pod, the notebooks, and a script for each example."""
+def _archive() -> bytes:
+    """The script of the pod, the notebooks, and a script of ours."""
     files = {"inside.py": Path(__file__).with_name("inside.py").read_bytes(), "folder/access.py": _ACCESS.encode()}
     files |= {f"folder/{path.name}": path.read_bytes() for path in NOTEBOOKS}
-    for example in EXAMPLES:
-        files[f"folder/{example.name}.py"] = (example.preamble(url) + example.source(url) + example.after).encode()
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name, data in files.items():
@@ -76,11 +72,11 @@ def _archive(url: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def inside(user: User, images: Images, wheel: bytes, url: str) -> Iterator[Inside]:
+def inside(user: User, images: Images, wheel: bytes) -> Iterator[Inside]:
     """The pod; it begins with all that there is when the first test asks for it."""
     if user.account is None:
         pytest.skip("no service account for a pod that deploys: KT_TEST_SERVICE_ACCOUNT names one")
-    given = {"project.whl": wheel, "files.tar": _archive(url)}
+    given = {"project.whl": wheel, "files.tar": _archive()}
     data = {name: base64.b64encode(content).decode() for name, content in given.items()}
     files = user.api.create("ConfigMap", {"metadata": {"generateName": "inside-"}, "binaryData": data})
     container = {
@@ -122,12 +118,7 @@ def test_pods_are_reached_directly(inside: Inside) -> None:
     assert endpoint == f"http://{pod}:32300"
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)
-def test_example(inside: Inside, example: Example) -> None:
-    ran = json.loads(inside.read(f"{example.name}.json"))
-    assert ran["status"] == 0, ran["output"]
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_notebook(inside: Inside, path: Path) -> None:
-    check(path.stem, nbformat.reads(inside.read(path.name), as_version=4), "kubernetes pods")
+def test_notebook(inside: Inside, path: Path, user: User) -> None:
+    notebook = nbformat.reads(inside.read(path.name), as_version=4)
+    check(path.stem, notebook, "kubernetes pods", f"{user.name}-{path.stem}")

@@ -16,21 +16,15 @@ from tests.test_notebooks import NOTEBOOKS, Runner, check, executed
 
 @pytest.fixture(scope="module")
 def variables_of(user: User) -> Callable[[Path], dict[str, str]]:
-    """A user for each, as if they were several people's: some call their services the same."""
+    """A user for each: they run beside each other, and call their services the same."""
     return lambda path: {**kernel_variables, "KT_USERNAME": f"{user.name}-{path.stem}"}
-
-
-@pytest.fixture(scope="module")
-def beside() -> int:
-    """One after the other: together they ask for more than a small node has."""
-    return 1
 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("version", [NEWEST])
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_runs_on_the_cluster(path: Path, version: str, executed: Runner, cluster_node: Node | None) -> None:
+def test_runs_on_the_cluster(path: Path, version: str, executed: Runner, user: User, cluster_node: Node | None) -> None:
     if "gpus=" in path.read_text() and cluster_node is None and not os.environ.get("KT_TEST_GPUS"):
         pytest.skip("needs a GPU in the cluster: KT_TEST_GPUS says that there are some")
     notebook, _ = executed(path, version)
-    check(path.stem, notebook, "kubernetes pods")
+    check(path.stem, notebook, "kubernetes pods", f"{user.name}-{path.stem}")

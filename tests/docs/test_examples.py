@@ -31,27 +31,36 @@ def test_our_copy_is_the_document() -> None:
 @pytest.mark.short
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda e: e.name)
 def test_script(example: Example, url: str, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(example.preamble(url) + example.source(url) + example.after)
     # A path of its own for each script, so that what it leaves is found; short, for the sockets in it.
     runtime_dir = Path(os.environ["KT_RUNTIME_DIR"]) / f"s{EXAMPLES.index(example)}"
-    done = subprocess.run(
+    check(example, run(example, url, tmp_path, {"KT_RUNTIME_DIR": str(runtime_dir), "KT_LOCAL_GPUS": "1"}))
+    left = wait_until_gone(runtime_dir, 3)
+    assert not left, [p.cmdline() for p in left]
+    assert leftover_files(runtime_dir) == []
+
+
+def run(example: Example, url: str, folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run an example as a script."""
+    script = folder / "script.py"
+    script.write_text(example.preamble(url) + example.source(url) + example.after)
+    return subprocess.run(
         [sys.executable, "-m", "kubetorch_jupyter", str(script)],
-        env={**os.environ, "KT_RUNTIME_DIR": str(runtime_dir), "KT_LOCAL_GPUS": "1"},
-        cwd=tmp_path,
+        env={**os.environ, **env},
+        cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         timeout=100,
     )
+
+
+def check(example: Example, done: subprocess.CompletedProcess[str]) -> None:
+    """That it went well, and has shown what it is to show."""
     assert done.returncode == 0, done.stdout
     if example.name == "blocking_calls":
         # The document's bad practice is noticed, and its line named.
         assert "time.sleep(5)" in done.stdout or "bad_example" in done.stdout, done.stdout
-    left = wait_until_gone(runtime_dir, 3)
-    assert not left, [p.cmdline() for p in left]
-    assert leftover_files(runtime_dir) == []
 
 
 def test_cells(make_kernel_of: Callable[[str], KernelFactory], url: str) -> None:
