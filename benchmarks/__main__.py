@@ -1,4 +1,4 @@
-"""``python -m benchmarks [W2 …] [--cluster] [--rounds N] [--json FILE]``."""
+"""``python -m benchmarks [W2 …] [--cluster] [--rounds N] [--json FILE] [--markdown FILE]``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import kubetorch_jupyter as kt
 
 from . import calls, deploys, payloads, places, printed
-from .rows import measure, table_line
+from .rows import markdown, measure, table_line
 
 WORKLOADS = [*calls.WORKLOADS, *payloads.WORKLOADS, *printed.WORKLOADS, *deploys.WORKLOADS]
 
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--cluster", action="store_true", help="also on the kubeconfig's cluster, namespace and image")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="the table of docs/performance.md")
     given = parser.parse_args()
     if unknown := set(given.names) - known:
         parser.error(f"there is no workload {', '.join(sorted(unknown))}")
@@ -62,8 +63,11 @@ def main() -> None:
             for row in measure(workload, there, given.rounds):
                 rows.append({**row, "load": round(load, 1)})
                 print(table_line(row), f"; load {load:.1f}", sep="", flush=True)
-    if given.json:
-        given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+            # After each, for who stops it.
+            if given.json:
+                given.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+            if given.markdown:
+                given.markdown.write_text(f"{_said(machine)}\n\n{markdown(rows)}")
     sys.exit(0 if all(row["reached"] for row in rows) else 1)
 
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import kubetorch_jupyter as kt
 from kubetorch_jupyter.transport.portal import get_portal
@@ -21,6 +21,13 @@ __all__ = ["WORKLOADS", "w8"]
 _numbers = itertools.count()
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the line that each deploy says."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
 def _changed() -> Callable[[], int]:
     number = next(_numbers)
 
@@ -32,8 +39,7 @@ def _changed() -> Callable[[], int]:
 
 def w7(place: Place) -> tuple[float, float, float | None]:
     place.handle(noop)
-    # Each deploy says a line.
-    with contextlib.redirect_stderr(io.StringIO()), kt.fn(_changed(), name="bench-changed").to(place.compute()):
+    with _quiet(), kt.fn(_changed(), name="bench-changed").to(place.compute()):
         ours = median(lambda: kt.fn(_changed(), name="bench-changed").to(place.compute()), 20)
     return place.latency(100) * 1e3, ours * 1e3, None
 
@@ -46,7 +52,7 @@ def w8(place: Place) -> tuple[float, float, float | None]:
         limit = get_portal().run(pod.start(bare.ANSWERS))
     finally:
         get_portal().run(pod.end())
-    with contextlib.redirect_stderr(io.StringIO()):
+    with _quiet():
         start = time.perf_counter()
         with kt.fn(noop, name=f"bench-new-{next(_numbers)}").to(place.compute()) as handle:
             handle()

@@ -10,7 +10,7 @@ from typing import Any
 
 from .places import Place
 
-__all__ = ["Workload", "measure", "median", "table_line"]
+__all__ = ["Workload", "markdown", "measure", "median", "table_line"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,22 @@ def table_line(row: Mapping[str, Any]) -> str:
     if row["promised"] is not None or row["goal"] is not None:
         parts.append("reached" if row["reached"] else "NOT REACHED")
     return "; ".join(parts)
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table of ``docs/performance.md``."""
+    lines = ["| row | work | place | limit | ours | spread | ours/limit | goal | peer | load |", "|---" * 10 + "|"]
+    for row in rows:
+        low, high = row["spread"]
+        goal = f"{row['goal']:.2f}" if row["goal"] is not None else ""
+        if row["promised"] is not None:
+            goal = f"{_number(row['promised'])} {row['unit']}"
+        cells = [row["name"], row["what"], row["place"], f"{_number(row['limit'])} {row['unit']}"]
+        cells += [_number(row["ours"]), f"{_number(low)}–{_number(high)}", f"{row['ours/limit']:.2f}"]
+        cells += [goal and goal + ("" if row["reached"] else " (not reached)")]
+        cells += ["" if row["peer"] is None else _number(row["peer"]), str(row["load"])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _number(value: float) -> str:

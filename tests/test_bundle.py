@@ -167,6 +167,24 @@ print(len(names), version("cloudpickle"), version("uvicorn"))
     assert versions == [metadata.version("cloudpickle"), metadata.version("uvicorn")]
 
 
+@pytest.mark.parametrize("version", PYTHONS)
+def test_the_front_starts_without_the_servers_command_line(version: str, tmp_path: Path) -> None:
+    code = """
+from pod_server import boot
+if sys.version_info < (3, 11):
+    boot._complete_library()
+boot._without_command_line()
+from pod_server.front import main
+main.preload()
+assert "uvicorn.server" in sys.modules
+print([n for n in ("click", "multiprocessing", "uvicorn.supervisors") if n in sys.modules])
+"""
+    root = unpack(tmp_path)
+    (root / "ours" / "pod_server" / "boot.py").write_bytes(shared().boot)
+    ended = alone(interpreter(version), root, code)
+    assert (ended.returncode, ended.stdout.strip()) == (0, "[]"), ended.stderr
+
+
 @pytest.mark.parametrize("version", PYTHONS[1:])
 def test_the_client_core_loads_alone(version: str, tmp_path: Path) -> None:
     """Without httpx, PyYAML, IPython or the client library of Kubernetes, and so a service can call a service."""

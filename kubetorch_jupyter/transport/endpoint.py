@@ -49,6 +49,8 @@ class Endpoint:
         Which replica of the service it is, where the backend knows.
     hint
         What to say when nobody answers there.
+    keeps
+        What has to live as long as it: the endpoint whose port-forward it uses.
     """
 
     service: str
@@ -64,6 +66,7 @@ class Endpoint:
     life: int = field(default=0, repr=False)
     rank: int | None = field(default=None, compare=False)
     hint: str = field(default="kt.services() lists those that are alive", repr=False, compare=False)
+    keeps: Endpoint | None = field(default=None, repr=False, compare=False)
 
     async def all_headers(self, renew: bool = False) -> Mapping[str, str]:
         """The headers for a new request, without the token."""

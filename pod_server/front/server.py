@@ -29,6 +29,8 @@ _HEAD_TIME = 10.0
 _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 #: Bytes of one WebSocket message.
 _MESSAGE = 16 << 20
+#: So many messages may wait for the application before no more are read.
+_QUEUED = 8
 #: Seconds that an idle connection stays open: longer than the longest pause between two transfers of a session.
 _KEEP_ALIVE = 600
 
@@ -51,6 +53,15 @@ class _WebSocket(WebSocketsSansIOProtocol):
         if self.transport.is_closing():
             # The client has left in the middle of the handshake: that is no error of ours.
             self.handshake_complete = True
+
+    def send_receive_event_to_app(self) -> None:
+        if self.read_paused or self.queue.qsize() >= _QUEUED:
+            super().send_receive_event_to_app()
+            return
+        # uvicorn's stops reading at each message until the application has taken it, at two system calls a message.
+        self.read_paused = True
+        super().send_receive_event_to_app()
+        self.read_paused = False
 
     def handle_text(self, event: Frame) -> None:
         # The application refuses it, whatever it says: it needn't even be text.

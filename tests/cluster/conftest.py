@@ -100,6 +100,7 @@ def cluster_node() -> Iterator[Node | None]:
     if started:
         node.up()
     try:
+        node.make_roomy()
         yield node
     finally:
         if started:

@@ -54,6 +54,7 @@ def look():
         "beside": writable(os.path.expanduser("~/.aws/cli/cache/new")),
         "credentials": read(os.path.expanduser("~/.aws/credentials")),
         "folders": [p for p in ("/var/run/secrets", "/run/secrets", "/kubetorch/secret") if os.path.exists(p)],
+        "account": read("/var/run/secrets/kubernetes.io/serviceaccount/token"),
         "sidecar": read("/shared/hello"),
     }
 
@@ -88,11 +89,12 @@ TOLERATION = {"key": "example.org/slow", "operator": "Exists", "effect": "NoSche
 
 @dataclass(frozen=True)
 class Deployed:
-    """Two services: one that asks for nearly everything, and one that asks for nothing."""
+    """Services: one that asks for nearly everything, one for nothing, and one for a service account."""
 
     compute: kt.Compute
     full: Any
     plain: Any
+    account: Any
     function: Any
 
 
@@ -129,16 +131,16 @@ def deployed(user: User, images: Any, tmp_path_factory: pytest.TempPathFactory) 
     cells = Cells()
     cells.run(LOOK)
 
-    async def both() -> list[Any]:
-        wanted = (("full", compute), ("plain", kt.Compute()))
+    async def all_of_them() -> list[Any]:
+        wanted = (("full", compute), ("plain", kt.Compute()), ("account", kt.Compute(service_account_name="default")))
         return list(
             await asyncio.gather(*(kt.fn(cells["asked"], name=n).to_async(c, stream_logs=False) for n, c in wanted))
         )
 
-    full, plain = asyncio.run(both())
-    yield Deployed(compute, full, plain, cells["asked"])
+    handles = asyncio.run(all_of_them())
+    yield Deployed(compute, *handles, cells["asked"])
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda handle: handle.teardown(), (full, plain)))
+        list(pool.map(lambda handle: handle.teardown(), handles))
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +203,12 @@ def test_security(seen: dict[str, Any], deployed: Deployed, objects: dict[str, A
     assert (where, looked > 100) == ([], True)
 
 
+def test_a_service_account(deployed: Deployed) -> None:
+    """Its token is there when it is asked for, and readable without root."""
+    account = deployed.account("look")["account"]
+    assert account.count(".") == 2, account
+
+
 def _token(user: User, service: str) -> str:
     [secret] = [each for each in user.api.list("Secret", f"kubetorch.dev/service={service}") if "token" in each["data"]]
     return base64.b64decode(secret["data"]["token"]).decode()
@@ -213,8 +221,9 @@ def test_resources(objects: dict[str, Any]) -> None:
     resources = objects["worker"]["resources"]
     assert resources["limits"] == {"memory": "512Mi"}
     assert resources["requests"]["ephemeral-storage"] == "64Mi"
-    # cpus= and memory= are what the pod as a whole asks for, or the worker: never less than that.
-    assert resources["requests"]["cpu"] in ("1100m", "1080m")
+    assert resources["requests"]["memory"] == "128Mi"
+    requests = [each["resources"]["requests"]["cpu"] for each in objects["spec"]["containers"]]
+    assert sorted(requests) == ["1080m", "20m"], "cpus= is for the pod as a whole"
 
 
 def test_labels_and_annotations(objects: dict[str, Any], user: User) -> None:

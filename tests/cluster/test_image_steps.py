@@ -122,8 +122,8 @@ def test_as_root(image: kt.Image, tmp_path: Path) -> None:
     assert (uid, made, sorted(files)) == (0, "by 0\n", ["a.txt", "empty"])
 
 
-def test_an_image_without_pip(images: Images, user: User) -> None:
-    """Nothing is left of a first deploy that fails."""
+def test_an_image_without_pip(node: Node, images: Images, user: User) -> None:
+    """As those are that the program makes. Nothing is left of a first deploy that fails."""
     image = kt.Image(image_id=images["examples"])
     with pytest.raises(kt.StartupError, match="there is no pip in the pod") as caught:
         kt.fn(_function(), name="no-pip").to(kt.Compute(cpus="0.1", image=image.pip_install("ktone")))

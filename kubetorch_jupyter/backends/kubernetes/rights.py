@@ -44,7 +44,7 @@ class Right:
 #: All that is ever asked of a namespace.
 ROLE = (
     Right("jobs", ("get", "list", "watch", "create", "patch", "delete"), "nothing can be deployed", "batch"),
-    Right("pods", ("get", "list", "watch"), "it can't be seen how pods are"),
+    Right("pods", ("get", "list", "watch", "delete"), "services can't be seen or ended"),
     Right("services", ("list", "create", "patch", "delete"), "nothing can be deployed"),
     Right("secrets", ("get", "list", "create", "patch", "delete"), "nothing can be deployed"),
     Right("configmaps", ("create", "patch"), "nothing can be deployed"),

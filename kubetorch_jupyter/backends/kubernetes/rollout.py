@@ -35,6 +35,8 @@ _LOOK = 0.3
 _PATIENCE = 3600.0
 #: For so many seconds it is tried to remove what a failed deploy has made.
 _PERSISTENCE = 10.0
+#: Seconds that the pods of a failed deploy get: no call has run in them, and their reason is waited for.
+_HURRY = 2
 #: Seconds that a pod may take to say how many calls it has.
 _ANSWER = 2.0
 #: Seconds between two tries to remove something while the API server is away.
@@ -209,7 +211,7 @@ class Rollout:
 
     async def _remove(self) -> None:
         if self._job is not None:
-            await self._space.delete_job(self._job)
+            await self._space.delete_job(self._job, grace=_HURRY)
             if not self._old:
                 await self._space.delete_rest(self._plan.service)
 

@@ -148,8 +148,15 @@ class Space:
         """Change an object by a merge patch."""
         return await self.cluster.patch(kind, self.namespace, name, body)
 
-    async def delete_job(self, job: Raw) -> None:
+    async def delete_job(self, job: Raw, *, grace: int | None = None) -> None:
         """End a revision; returns when its pods are gone.
+
+        Parameters
+        ----------
+        job
+            The revision's.
+        grace
+            Seconds that its pods get, if not what they say themselves.
 
         Raises
         ------
@@ -160,13 +167,15 @@ class Space:
         service, revision = str(names.service_of(job)), str(meta["labels"][names.REVISION])
         with self.cache.using():
             await self.cluster.delete(Kind.JOB, self.namespace, str(meta["name"]), uid=meta.get("uid"))
+            if grace is not None:
+                await self._end_pods(self.pods(service, revision), grace)
             deadline = time.monotonic() + _GONE
             while True:
                 version = self.cache.version(service)
                 left = self.pods(service, revision)
                 if not left and self.job(service, revision) is None:
                     return
-                await self._end_pods(left)
+                await self._end_pods([pod for pod in left if not _is_leaving(pod)], grace)
                 if time.monotonic() > deadline:
                     pods = ", ".join(str(pod["metadata"]["name"]) for pod in left) or "its Job"
                     raise DeployError(
@@ -176,11 +185,12 @@ class Space:
                     )
                 await self.cache.changed(service, since=version, timeout=_LOOK)
 
-    async def _end_pods(self, pods: Sequence[Raw]) -> None:
+    async def _end_pods(self, pods: Sequence[Raw], grace: int | None) -> None:
         """Delete pods whose Job is gone: the garbage collector may take minutes after the API server was away."""
-        metas = [pod["metadata"] for pod in pods if not _is_leaving(pod)]
-        ends = (self.cluster.delete(Kind.POD, self.namespace, str(m["name"]), uid=str(m["uid"])) for m in metas)
-        await asyncio.gather(*ends)
+        metas = [pod["metadata"] for pod in pods]
+        named = [(str(meta["name"]), str(meta["uid"])) for meta in metas]
+        delete = self.cluster.delete
+        await asyncio.gather(*(delete(Kind.POD, self.namespace, name, uid=uid, grace=grace) for name, uid in named))
 
     async def delete_rest(self, service: str) -> None:
         """Remove what a service without Jobs has left; the garbage collector does it too, when it gets there."""
@@ -320,7 +330,7 @@ class Space:
             gone=lambda ended: self.lost(name, service, ended, life),
             note=note,
         )
-        return replace(found, explain=lambda: self.explain(name, service), life=life)
+        return replace(found, explain=lambda: self.explain(name, service), life=life, keeps=found)
 
     async def endpoints(self, job: Raw, token: str) -> tuple[Endpoint, ...]:
         """Those of a revision's pods that may answer, by rank."""

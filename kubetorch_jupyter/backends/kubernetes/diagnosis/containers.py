@@ -115,9 +115,13 @@ _KINDS = {"secret": "Secret", "configmap": "ConfigMap"}
 
 
 def _no_command(facts: Facts, reason: str, command: str, image: str, words: str) -> Diagnosis:
-    shell = command.rpartition("/")[2] == "sh"
+    program = command.rpartition("/")[2]
     what = f'can\'t start: its image "{image}" has no {command} ({short(words)})'
-    todo = "It needs an image with a shell and Python 3.10 or later" if shell else "Use an image that has it"
+    todo = "Use an image that has it"
+    if program == "sh":
+        todo = "It needs an image with a shell and Python 3.10 or later"
+    elif "py" in program:
+        todo = "Use an image that has it, or say where its Python is with kt.Image(python_path=...)"
     return fatal(facts, "command", reason, PodContainerError, what, todo, phase=Phase.STARTING)
 
 
