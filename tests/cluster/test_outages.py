@@ -158,8 +158,10 @@ def _said(user: User, name: str) -> str:
 def test_a_node_is_lost_and_comes_back(ticks: Any, cells: Cells, node: Node, user: User) -> None:
     """Its kubelet says nothing for so long that the cluster gives it up; its pod can still be reached."""
 
+    admin = node.admin()
+
     def ready() -> bool:
-        [found] = node.admin().request("GET", "/api/v1/nodes")["items"]
+        [found] = admin.request("GET", "/api/v1/nodes")["items"]
         return any(c["type"] == "Ready" and c["status"] == "True" for c in found["status"]["conditions"])
 
     with alone():

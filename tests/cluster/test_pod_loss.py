@@ -196,19 +196,6 @@ def test_a_handle_without_code_finds_the_service_again(lossy: Lossy, node: Node)
     promise("a handle without code, after the front was killed", time.monotonic() - start, 5.0)
 
 
-@pytest.mark.soak
-def test_a_handle_without_code_waits_for_the_clusters_next_pod(lossy: Lossy, node: Node) -> None:
-    lossy.comes_back("what was before")
-    handle = kt.Fn.from_name("lossy")
-    assert handle(1, stream_logs=False) == 1
-    deleted_at_once(lossy, node)
-    time.sleep(1.5)
-    # The Job's controller makes another pod after 12 s, or 21 s if it isn't the first one.
-    start = time.monotonic()
-    assert handle.spawn(1, 0.0).result(timeout=PATIENCE) == 1
-    promise("a handle without code, after its pod was deleted", time.monotonic() - start, 25.0, factor=2.0)
-
-
 def test_a_cell_hears_of_it_and_the_next_one_works(kernel: Kernel, user: User, node: Node) -> None:
     kernel.run("%load_ext kubetorch_jupyter\nimport kubetorch as kt, time")
     kernel.run(

@@ -20,7 +20,7 @@ class Space:
         self.refusals = refusals
         self.removed: list[str] = []
 
-    async def delete_job(self, job: dict[str, Any]) -> None:
+    async def delete_job(self, job: dict[str, Any], *, grace: int | None = None) -> None:
         self.refusals -= 1
         if self.refusals >= 0:
             raise KubernetesCredentialsError("may not delete jobs")
