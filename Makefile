@@ -1,6 +1,6 @@
 # The commands of the project; each is one line that can also be typed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lab screenshots bench soak cluster-test clean
+.PHONY: help setup demo test lint format lab screenshots bench soak cluster-test cluster-soak clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,13 +47,16 @@ screenshots: $(VENV)/.installed  ## The pictures in docs/images (needs Chromium 
 	@$(BIN)/python scripts/screenshots.py
 
 soak: setup  ## The tests that take long
-	@$(BIN)/python -m pytest -m soak --timeout 3600 $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "soak and not cluster" --timeout 3600 $(PYTEST_ARGS)
 
 bench: $(VENV)/.installed  ## How fast it is, beside a limit and a peer of the same run
 	@$(BIN)/python -m benchmarks
 
 cluster-test: setup  ## Tests on a Kubernetes cluster: the kubeconfig's, or one of the program that KT_TEST_CLUSTER names
 	@$(BIN)/python -m pytest -m "cluster and not soak" --timeout 300 $(PYTEST_ARGS)
+
+cluster-soak: setup  ## Those of them that take long
+	@$(BIN)/python -m pytest -m "cluster and soak" --timeout 600 $(PYTEST_ARGS)
 
 clean:  ## Remove what the other commands made
 	rm -rf $(VENV) .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -161,7 +161,7 @@ def place(tmp_path: Path) -> Place:
 
 #: Why the tests with a marker are left out unless they are asked for.
 _DESELECTED = {
-    "soak": "they take long: run `make soak`",
+    "soak": "they take long: run `make soak`, or on a cluster `make cluster-soak`",
     "cluster": "they need a cluster: run `make cluster-test`, with a kubeconfig or the `cluster` program",
 }
 _deselected: Counter[str] = Counter()

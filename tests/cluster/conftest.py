@@ -305,8 +305,26 @@ def make_kernel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kern
     yield from _factory(request.param, tmp_path)
 
 
+#: Too long for each run of CI, or with times that a machine of two cores doesn't always keep: `make cluster-soak`.
+_LONG = {
+    "test_cuts",
+    "test_endurance",
+    "test_inside",
+    "test_many",
+    "test_outages",
+    "test_pod_loss",
+    "test_reasons",
+    "test_rights",
+    "test_speed",
+    "test_stop",
+    "test_worker_death",
+}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.cluster)
+            if item.path.stem in _LONG:
+                item.add_marker(pytest.mark.soak)
