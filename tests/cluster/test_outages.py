@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from tests.promises import promise, record
 #: Nobody waits longer than this, whatever happens.
 PATIENCE = 90.0
 #: Others may use the same cluster, and break it as well.
-_LOCK = Path("/tmp/cluster-disrupt.lock")
+_LOCK = Path(tempfile.gettempdir()) / "kubetorch-tests-outage.lock"
 
 SOURCE = """
 import time

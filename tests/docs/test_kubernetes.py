@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 import kubetorch_jupyter as kt
-from kubetorch_jupyter.backends.kubernetes.access import PORT
+from kubetorch_jupyter.backends.kubernetes.names import PORT
 from kubetorch_jupyter.backends.kubernetes.rights import OTHERWISE, ROLE
 from kubetorch_jupyter.config import settings
 from tests.conftest import ROOT

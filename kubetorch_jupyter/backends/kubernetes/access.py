@@ -15,13 +15,10 @@ from ...transport.tunnel import tunnel
 from ...transport.websocket import POD_HEADER
 from .client import Cluster
 from .failures import rule, status_of
-from .names import index_of
+from .names import PORT, index_of
 from .portforward import forward
 
-__all__ = ["PORT", "endpoint", "probe"]
-
-#: Where a pod's front listens.
-PORT = 32300
+__all__ = ["endpoint", "probe"]
 
 _PROBE_TIMEOUT = 5.0
 #: Seconds until an API server is asked again that has just started, and may refuse everybody.

@@ -16,7 +16,7 @@ from ...compute import Compute
 from ...config import config
 from ...transport.portal import Portal, get_portal
 from ..base import Event, Finding, Progress, Revision, ServiceInfo, ServiceSpec, curl_line
-from . import access, manifests, names
+from . import manifests, names
 from .bundle import the_bundle
 from .client import Cluster
 from .diagnosis import Facts, diagnose, event_lines, event_time, time_of
@@ -231,7 +231,7 @@ class KubernetesBackend:
         port = 40000 + secrets.randbelow(9000)
         again = "-sS --retry 9 --retry-connrefused --retry-delay 1"
         call = curl_line(f"http://127.0.0.1:{port}", function, token, again)
-        return f"{kubectl} port-forward job/{job} {port}:{access.PORT} >/dev/null &\n{call}; kill $!"
+        return f"{kubectl} port-forward job/{job} {port}:{names.PORT} >/dev/null &\n{call}; kill $!"
 
     def _kubectl(self, space: Space) -> str:
         """kubectl, for this cluster and namespace."""

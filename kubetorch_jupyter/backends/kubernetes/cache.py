@@ -17,11 +17,10 @@ from ...errors import KubernetesCredentialsError, KubetorchError
 from ...transport.portal import Portal, get_portal
 from .client import Cluster, Kind
 from .mirror import EventMirror, Mirror, Raw, about_of, name_of
+from .names import our_selector, service_of
 
 __all__ = ["NamespaceCache"]
 
-_OURS = "app.kubernetes.io/managed-by=kubetorch-jupyter"
-_SERVICE = "kubetorch.dev/service"
 #: The watches end when nobody has asked for so many seconds.
 _IDLE = 120.0
 #: So many pods that are gone are remembered.
@@ -52,8 +51,8 @@ class NamespaceCache:
         self._describe = describe
         self._portal: Portal = get_portal()
         self._loop = self._portal.loop
-        self._jobs = Mirror(self, Kind.JOB, _OURS)
-        self._pods = Mirror(self, Kind.POD, _OURS)
+        self._jobs = Mirror(self, Kind.JOB, our_selector())
+        self._pods = Mirror(self, Kind.POD, our_selector())
         self._events = EventMirror(self)
         self._mirrors = (self._jobs, self._pods, self._events)
         self._departed: OrderedDict[str, Raw] = OrderedDict()
@@ -144,7 +143,7 @@ class NamespaceCache:
     def services(self) -> list[str]:
         """The names of the services that have a Job here."""
         self._touch()
-        return sorted({name for job in self._jobs.objects.values() if (name := _service(job))})
+        return sorted({name for job in self._jobs.objects.values() if (name := service_of(job))})
 
     def jobs(self, service: str) -> list[Raw]:
         """The service's Jobs, oldest first."""
@@ -163,7 +162,7 @@ class NamespaceCache:
             ("Job", name_of(job)) for job in _of_service(self._jobs.objects.values(), service)
         }
         for pod in (*self._pods.objects.values(), *self._departed.values()):
-            if _service(pod) == service:
+            if service_of(pod) == service:
                 about.add(("Pod", name_of(pod)))
                 about.update(("PersistentVolumeClaim", claim) for claim in _claims(pod))
         return sorted((event for key in about for event in self._events.about(key)), key=_time)
@@ -272,7 +271,7 @@ class NamespaceCache:
         if kind is Kind.EVENT:
             self._wake(*self._concerned(obj))
         else:
-            self._wake(_service(obj))
+            self._wake(service_of(obj))
 
     def on_state(self) -> None:
         """It is in sync now, or no longer."""
@@ -295,19 +294,14 @@ class NamespaceCache:
             objects = [self._pods.objects.get(name) or self._departed.get(name)]
         else:
             objects = [pod for pod in self._pods.objects.values() if name in _claims(pod)]
-        return {_service(obj) for obj in objects if obj is not None}
+        return {service_of(obj) for obj in objects if obj is not None}
 
 
 # -- objects -----------------------------------------------------------------------------------------------------------
 
 
-def _service(obj: Mapping[str, Any]) -> str | None:
-    found = (obj["metadata"].get("labels") or {}).get(_SERVICE)
-    return str(found) if found else None
-
-
 def _of_service(objects: Iterable[Raw], service: str) -> list[Raw]:
-    found = [obj for obj in objects if _service(obj) == service]
+    found = [obj for obj in objects if service_of(obj) == service]
     return sorted(found, key=lambda obj: (str(obj["metadata"].get("creationTimestamp") or ""), name_of(obj)))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ....errors import PodLostError, PodTerminatedError
+from ..names import FRONT
 from .finding import LogWanted
 from .objects import (
     Raw,
@@ -102,7 +103,7 @@ def death(
     *,
     name: str | None = None,
     now: float | None = None,
-    front: str = "front",
+    front: str = FRONT,
 ) -> Death:
     """Why a pod ended, or one of its containers.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ....errors import DeployError, ServiceTimeoutError
 from ....progress import Phase
+from ..names import FRONT, WORKER
 from .objects import last_lines, short
 
 __all__ = ["Diagnosis", "Facts", "LogWanted", "curable", "expired", "fatal"]
@@ -64,8 +65,8 @@ class Facts:
     quota_held: bool = False
     loaded: bool = False
     logs: Mapping[LogWanted, str] = field(default_factory=dict)
-    front: str = "front"
-    worker: str = "worker"
+    front: str = FRONT
+    worker: str = WORKER
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 from ....errors import PodContainerError, ResourceNotAvailableError, ServiceNotFoundError
 from ....progress import Phase
+from ..names import QUEUE
 from .finding import Diagnosis, Facts, curable, fatal
 from .objects import Raw, about, condition, event_time, message_of, name_of, one_line, short, time_of
 
 __all__ = ["job_trouble"]
 
-QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 #: So many seconds without a word of Kueue's mean that there is none.
 _SILENCE = 5.0
 #: A Job that its deployer makes is released long before so many seconds.
@@ -55,7 +55,7 @@ def job_trouble(facts: Facts, job: Raw, events: Sequence[Raw], now: float) -> Di
 
 def _suspended(facts: Facts, job: Raw, events: Sequence[Raw], now: float) -> Diagnosis:
     meta: Raw = job.get("metadata") or {}
-    queue = (meta.get("labels") or {}).get(QUEUE_LABEL)
+    queue = (meta.get("labels") or {}).get(QUEUE)
     if queue is None:
         since = time_of(condition(job, "Suspended").get("lastTransitionTime"))
         if since is None or now - since < _RELEASED:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from ..names import INDEX
+
 __all__ = [
     "Raw",
     "about",
@@ -36,7 +38,6 @@ __all__ = [
 
 Raw = Mapping[str, Any]
 
-_INDEX = "batch.kubernetes.io/job-completion-index"
 _LONGEST = 1000
 #: Times of one thing that are told by two objects differ by less, in seconds.
 _SAME = 2.0
@@ -84,7 +85,7 @@ def index_of(pod: Raw) -> str:
     """Which replica a pod is; its own name where it has no index."""
     meta: Raw = pod.get("metadata") or {}
     for place in ("annotations", "labels"):
-        index = (meta.get(place) or {}).get(_INDEX)
+        index = (meta.get(place) or {}).get(INDEX)
         if index is not None:
             return str(index)
     return name_of(pod)
