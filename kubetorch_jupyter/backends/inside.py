@@ -18,14 +18,12 @@ from typing import NoReturn
 
 from ..compute import Compute
 from ..errors import ConnectionFailedError, DeployError, PodLostError
-from ..transport.endpoint import Endpoint
+from ..transport.endpoint import POD_PORT, Endpoint
 from ..transport.portal import get_portal
 from .base import Event, Finding, Progress, Revision, ServiceInfo, ServiceSpec, VolumeStore, curl_line
 
 __all__ = ["InsideBackend", "inside_backend", "look_up"]
 
-#: Where a pod's front listens.
-_PORT = 32300
 #: How long a name that isn't known is asked for again, between two tries, and how often at most for pods that may have
 #: ended, in seconds: an answer that there is no such name may be kept for a while.
 _PATIENCE = 5.0
@@ -33,7 +31,7 @@ _AGAIN = 0.5
 _LOOK = 1.0
 _HINT = (
     "if it runs, a NetworkPolicy may keep pods of this namespace from it: ask for one that lets them in at port "
-    f"{_PORT}"
+    f"{POD_PORT}"
 )
 
 
@@ -46,7 +44,7 @@ async def look_up(host: str) -> list[str]:
         When nobody can say.
     """
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, _PORT, type=socket.SOCK_STREAM)
+        found = await asyncio.get_running_loop().getaddrinfo(host, POD_PORT, type=socket.SOCK_STREAM)
     except socket.gaierror as e:
         if e.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
             return []
@@ -160,7 +158,7 @@ class InsideBackend:
             self._ask_again(known)
             return None
 
-        return Endpoint(name, f"http://{host}:{_PORT}", known.token, gone=gone, hint=_HINT)
+        return Endpoint(name, f"http://{host}:{POD_PORT}", known.token, gone=gone, hint=_HINT)
 
     def _ask_again(self, known: _Name) -> None:
         """Ask beside what else is done; who has asked looks at the answer the next time."""

@@ -9,7 +9,10 @@ from typing import Any
 
 from ..errors import PodLostError
 
-__all__ = ["Endpoint"]
+__all__ = ["POD_PORT", "Endpoint"]
+
+#: Where the front of a cluster's pod listens.
+POD_PORT = 32300
 
 
 @dataclass(frozen=True)

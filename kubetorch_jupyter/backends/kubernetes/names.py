@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ...transport.endpoint import POD_PORT
+
 __all__ = [
     "ANNOTATIONS",
     "BUNDLE_PATH",
@@ -96,7 +98,7 @@ ANNOTATIONS = (OWNER, SPEC, RESOURCES, TTL, CREATED, LOADED)
 
 FRONT = "front"
 WORKER = "worker"
-PORT = 32300
+PORT = POD_PORT
 PORT_NAME = "http"
 RUN_PATH = "/kubetorch/run"
 SERVICE_DIR = f"{RUN_PATH}/pod"
