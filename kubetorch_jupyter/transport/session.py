@@ -39,13 +39,15 @@ log = logging.getLogger(__name__)
 
 #: How many acknowledgements are said again after a break: the pod may have missed the last ones.
 _ACKS = 512
-#: Requests that may be made twice: those are repeated after a break, others fail.
+#: Requests that may be made again: those are repeated after a break, others fail.
 _REPEATABLE = frozenset({"calls", "drain", "events", "service_log", "adopt", "teardown", "status", "touch"})
+#: How often one is made at most: perhaps it is what breaks the pod, but a network may well break thrice.
+_TRIES = 4
 
 
 @dataclass
 class _Request:
-    """A REQUEST without an answer yet; repeated once after a break, not again: perhaps it is what breaks the pod."""
+    """A REQUEST without an answer yet."""
 
     frame: bytes
     op: str
@@ -226,7 +228,7 @@ class Session:
     def on_broken(self, reason: str) -> None:
         """Fail what can't be said again."""
         for number, request in list(self._requests.items()):
-            if request.sent < (2 if request.op in _REPEATABLE else 1):
+            if request.sent < (_TRIES if request.op in _REPEATABLE else 1):
                 continue
             del self._requests[number]
             if not request.future.done():

@@ -84,6 +84,13 @@ class User:
                     found.append(f"{kind} {item['metadata']['name']}")
         return sorted(found)
 
+    def is_alone(self) -> None:
+        """Wait until what has ended is gone, pods and all; fails when something stays."""
+        deadline = time.monotonic() + GONE
+        while (left := self.ours()) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert not left, f"left in namespace {self.namespace}: {left}"
+
 
 # -- the session -------------------------------------------------------------------------------------------------------
 
@@ -189,14 +196,14 @@ def images(cluster_node: Node | None) -> Images:
 
 @pytest.fixture(scope="package", autouse=True)
 def _on_the_cluster(user: User, images: Images) -> Iterator[None]:
+    """The settings; at the end, all that belonged to what the tests deployed is gone from the namespace."""
     settings = {**user.environment, "KT_IMAGE": images["examples"]}
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     kernel_variables.update(settings)
     try:
         yield
-        left = user.ours()
-        assert not left, f"left in namespace {user.namespace}: {left}"
+        user.is_alone()
     finally:
         for name, value in before.items():
             kernel_variables.pop(name, None)
@@ -208,21 +215,23 @@ def _on_the_cluster(user: User, images: Images) -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _nothing_left_in_the_namespace(request: pytest.FixtureRequest, user: User, _on_the_cluster: None) -> Iterator[None]:
-    """After a module, what its tests deployed is gone, and so is all that belonged to it.
+    """After a module, what its tests deployed is torn down; its pods may take their time until the last module ends.
 
     A kernel's services outlive it here, so those are ended now; tests in this process have to end their own.
     """
     yield
     services = end_services(user)
-    deadline = time.monotonic() + GONE
-    while (left := user.ours()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    for line in left:
-        kind, _, name = line.partition(" ")
-        user.api.delete(kind, name)
-    assert not left, f"left in namespace {user.namespace}: {left}"
     kernels = any(item.get_closest_marker("kernel") for item in request.session.items if item.module is request.module)
     assert kernels or not services, f"the tests left services: {services}"
+    left = [job["metadata"]["name"] for job in user.api.list("Job", OURS) if "deletionTimestamp" not in job["metadata"]]
+    left = [name for name in left if name.startswith(user.name)]
+    assert not left, f"Jobs left in namespace {user.namespace}: {left}"
+
+
+@pytest.fixture
+def alone(user: User) -> None:
+    """Nothing of earlier tests is in the namespace any more."""
+    user.is_alone()
 
 
 def end_services(user: User) -> list[str]:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,13 @@ class Node:
 
     def admin(self, namespace: str = "default") -> Api:
         """The API with an administrator's rights."""
-        # `up` of a cluster that runs prints the line again.
+        return Api(self._kubeconfig, namespace)
+
+    @cached_property
+    def _kubeconfig(self) -> Path:
+        # `up` of a cluster that runs prints the line again. Once only: it also starts what a test has stopped.
         [path] = re.findall(r"^export KUBECONFIG=(.+)$", self.run("up"), re.MULTILINE)
-        return Api(Path(path), namespace)
+        return Path(path)
 
     def make_roomy(self) -> None:
         """Have the node say that it has `CPUS`, whatever its kubelet finds; without the flags it stays as it is."""

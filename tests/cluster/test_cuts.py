@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import User
+import kubetorch_jupyter as kt
+from kubetorch_jupyter import streams
+from tests.cells import Cells
+from tests.cluster.conftest import OnTheCluster, User
 from tests.cluster.gateway import gateway
 from tests.faults.proxy import Proxy
 from tests.faults.test_cuts import (
+    WORK,
+    Recorded,
     Rig,
     cut_everywhere,
     quick,
-    rig,
     test_a_break_of_a_moment_costs_a_moment,
+    test_a_question_is_asked_again,
     test_breaks_at_random_moments_under_load,
     test_hello_cut,
     test_load_cut,
@@ -24,12 +28,39 @@ from tests.faults.test_cuts import (
 )
 
 
-@pytest.fixture
-def proxies(user: User, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Proxy]]:
-    """What stands between this process and the API server from now on."""
-    with gateway(user.kubeconfig, tmp_path) as (proxy, kubeconfig):
-        monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
+@pytest.fixture(scope="module")
+def proxies(user: User, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Proxy]]:
+    """What stands between this process and the API server for all tests of this module."""
+    with (
+        gateway(user.kubeconfig, tmp_path_factory.mktemp("gateway")) as (proxy, kubeconfig),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("KUBECONFIG", str(kubeconfig))
         yield [proxy]
+
+
+@pytest.fixture(scope="module")
+def deployed(proxies: list[Proxy], user: User) -> Iterator[tuple[kt.Cls, OnTheCluster, str]]:
+    """What all of them call, where it is, and the file in which it counts: a pod for each would take long."""
+    place = OnTheCluster(user)
+    counter = place.path("counter")
+    cells = Cells()
+    cells.run(WORK)
+    with kt.cls(cells["Work"]).to(kt.Compute(), init_args={"counter": counter}, stream_logs=False) as work:
+        yield work, place, counter
+
+
+@pytest.fixture
+def rig(deployed: tuple[kt.Cls, OnTheCluster, str], proxies: list[Proxy]) -> Iterator[Rig]:
+    """As locally; what earlier tests have counted doesn't count."""
+    work, place, counter = deployed
+    before = len(place.read(work.service_name, counter))
+    Recorded.logs.clear()
+    streams.set_output_factory(Recorded)
+    try:
+        yield Rig(work, proxies[0], lambda: place.read(work.service_name, counter)[before:])
+    finally:
+        streams.set_output_factory(None)
 
 
 @pytest.mark.parametrize("how", ["close", "hole"])

@@ -302,6 +302,19 @@ def test_hello_cut(rig: Rig, quick: None) -> None:
         rig.check({tag: 3})
 
 
+def test_a_question_is_asked_again(rig: Rig, quick: None) -> None:
+    """Not for ever: perhaps it is the question that breaks the pod."""
+    rig.fresh()
+    rig.proxy.arm(*[Cut(IN, 1, "close")] * 3)
+    assert rig.work.service.status()["state"] == "ready"
+    assert rig.proxy.fired == 3
+    rig.fresh()
+    rig.proxy.arm(*[Cut(IN, 1, "close")] * 6)
+    with pytest.raises(kt.ConnectionFailedError, match="broke while it was asked to status"):
+        rig.work.service.status()
+    assert rig.proxy.fired in (4, 5)  # the first may break before it is asked
+
+
 @pytest.mark.parametrize("how", ["close", "hole"])
 def test_load_cut(proxies: list[Proxy], quick: None, how: str) -> None:
     """A deploy whose connection breaks at each frame, and in the upload of a large bundle."""

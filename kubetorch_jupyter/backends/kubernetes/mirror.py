@@ -7,7 +7,7 @@ import contextlib
 import copy
 import logging
 import random
-import sys
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -132,7 +132,7 @@ class Mirror:
                 self._version = ""
                 self._lost(e)
             except Exception as e:
-                if sys.is_finalizing() or not self._owner.cluster.usable:
+                if not threading.main_thread().is_alive() or not self._owner.cluster.usable:
                     return  # the process ends, and takes from under us what requests are made with
                 log.exception("a watch of namespace %s met what it doesn't know", self._owner.namespace)
                 self._version = ""
