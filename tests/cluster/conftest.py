@@ -84,7 +84,7 @@ class User:
                     found.append(f"{kind} {item['metadata']['name']}")
         return sorted(found)
 
-    def is_alone(self) -> None:
+    def wait_until_empty(self) -> None:
         """Wait until what has ended is gone, pods and all; fails when something stays."""
         deadline = time.monotonic() + GONE
         while (left := self.ours()) and time.monotonic() < deadline:
@@ -203,7 +203,7 @@ def _on_the_cluster(user: User, images: Images) -> Iterator[None]:
     kernel_variables.update(settings)
     try:
         yield
-        user.is_alone()
+        user.wait_until_empty()
     finally:
         for name, value in before.items():
             kernel_variables.pop(name, None)
@@ -229,9 +229,9 @@ def _nothing_left_in_the_namespace(request: pytest.FixtureRequest, user: User, _
 
 
 @pytest.fixture
-def alone(user: User) -> None:
+def empty_namespace(user: User) -> None:
     """Nothing of earlier tests is in the namespace any more."""
-    user.is_alone()
+    user.wait_until_empty()
 
 
 def end_services(user: User) -> list[str]:
@@ -314,20 +314,15 @@ def make_kernel(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Kern
     yield from _factory(request.param, tmp_path)
 
 
-#: Too long for each run of CI, or with times that a machine of two cores doesn't always keep: `make cluster-soak`.
-_LONG = {
-    "test_cuts",
-    "test_endurance",
-    "test_inside",
-    "test_many",
-    "test_outages",
-    "test_pod_loss",
-    "test_reasons",
-    "test_rights",
-    "test_speed",
-    "test_stop",
-    "test_worker_death",
-}
+#: What differs little from its neighbours, and takes seconds: `make cluster-soak`.
+_LONG = (
+    "test_stop.py::test_stop_while_deploying[await ",
+    "test_worker_death.py::test_death_in_init_again_and_again[kill]",
+    "test_worker_death.py::test_death_in_init_again_and_again[segfault]",
+    "test_worker_death.py::test_death_in_init_at_the_first_deploy[kill]",
+    "test_worker_death.py::test_death_in_init_at_the_first_deploy[segfault]",
+    "test_worker_death.py::test_retries[segfault",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -335,5 +330,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if here in item.path.parents:
             item.add_marker(pytest.mark.cluster)
-            if item.path.stem in _LONG:
+            if item.nodeid.rpartition("/")[2].startswith(_LONG):
                 item.add_marker(pytest.mark.soak)

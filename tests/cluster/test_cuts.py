@@ -46,7 +46,7 @@ def deployed(proxies: list[Proxy], user: User) -> Iterator[tuple[kt.Cls, OnTheCl
     counter = place.path("counter")
     cells = Cells()
     cells.run(WORK)
-    with kt.cls(cells["Work"]).to(kt.Compute(), init_args={"counter": counter}, stream_logs=False) as work:
+    with kt.cls(cells["Work"]).to(kt.Compute(), init_args={"counter": counter}) as work:
         yield work, place, counter
 
 

@@ -63,7 +63,7 @@ def test_one_of_two(node: Node, cells: Cells, place: OnTheCluster) -> None:
     assert tolerated["dedicated"]["value"] == "gpu"
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("empty_namespace")
 def test_more_than_there_are(node: Node, cells: Cells, user: User, shows: Shown) -> None:
     """With `unschedulable_timeout=0` nothing is waited for, and the scheduler's own words are the error."""
     with Said(user.api, {f"{user.name}-train": LACKING}) as said, pytest.raises(kt.ResourceNotAvailableError) as caught:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +21,7 @@ from tests.promises import promise, record
 
 #: Nobody waits longer than this, whatever happens.
 PATIENCE = 90.0
-#: Others may use the same cluster, and break it as well.
-_LOCK = Path(tempfile.gettempdir()) / "kubetorch-tests-outage.lock"
+pytestmark = pytest.mark.alone
 
 SOURCE = """
 import time
@@ -47,14 +43,6 @@ class Slow:
     def loads(self):
         return len(open("/tmp/loading").read())
 """
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Nobody else breaks the cluster meanwhile."""
-    with _LOCK.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def lines(n: int) -> list[str]:
@@ -91,22 +79,21 @@ def _has_job(user: User, name: str) -> bool:
     return bool(user.api.list("Job", f"{OURS},kubetorch.dev/service={user.name}-{name}"))
 
 
-@pytest.mark.parametrize("program", [pytest.param("kube-scheduler", marks=pytest.mark.soak), "kubelet"])
+@pytest.mark.parametrize("program", ["kube-scheduler", "kubelet"])
 def test_a_program_stands_still(
     program: str, ticks: Any, cells: Cells, node: Node, user: User, threads: ThreadPoolExecutor
 ) -> None:
     """Calls go on, and a deploy comes up when it is back."""
-    with alone():
-        call = ticks.spawn(60)
-        with node.stopped(program) if program == "kube-scheduler" else node.frozen(program):
-            under_way = threads.submit(deploy, cells)
-            user.api.wait("a deploy is under way", lambda: _has_job(user, "late"), 10)
-            assert ticks(2) == 2
-            time.sleep(2)
-            assert not under_way.done()
-        back = time.monotonic()
-        assert under_way.result(PATIENCE) == 2
-        promise(f"a deploy that waited for the {program}, after its start", time.monotonic() - back, 10.0)
+    call = ticks.spawn(60)
+    with node.stopped(program) if program == "kube-scheduler" else node.frozen(program):
+        under_way = threads.submit(deploy, cells)
+        user.api.wait("a deploy is under way", lambda: _has_job(user, "late"), 10)
+        assert ticks(2) == 2
+        time.sleep(2)
+        assert not under_way.done()
+    back = time.monotonic()
+    assert under_way.result(PATIENCE) == 2
+    promise(f"a deploy that waited for the {program}, after its start", time.monotonic() - back, 10.0)
     assert call.result(timeout=PATIENCE) == 60
     assert call.logs().split("\n")[:-1] == lines(60)
 
@@ -114,32 +101,31 @@ def test_a_program_stands_still(
 def test_the_api_server_is_away_for_20_s(
     ticks: Any, cells: Cells, node: Node, user: User, threads: ThreadPoolExecutor
 ) -> None:
-    with alone():
-        call = ticks.spawn(250)
-        user.api.wait("the call runs", lambda: "tick 1" in call.logs(), 10)
-        compute = kt.Compute()
-        under_way = threads.submit(lambda: kt.cls(cells["Slow"], name="slow").to(compute, stream_logs=False))
-        user.api.wait("a deploy loads its code", lambda: "loading" in _said(user, "slow"), 30)
-        with node.stopped("kube-apiserver", kill=True):
-            away = time.monotonic()
-            time.sleep(2)
-            waiting = threads.submit(ticks, 3)
-            # What can't be done without it says so, and nobody waits.
-            for ask in (lambda: deploy(cells, "never"), kt.services, lambda: kt.Fn.from_name("steady")):
-                start = time.monotonic()
-                with pytest.raises(kt.ConnectionFailedError) as caught:
-                    ask()
-                assert time.monotonic() - start < 10
-                assert "API server" in str(caught.value)
-            assert not call.done()
-            assert not waiting.done()
-            time.sleep(max(20 - (time.monotonic() - away), 0))
-        back = time.monotonic()
-        assert waiting.result(PATIENCE) == 3
-        promise("a call that waited for the API server, after its start", time.monotonic() - back, 4.0)
-        slow = under_way.result(PATIENCE)
-        promise("a deploy that was under way, after the API server's start", time.monotonic() - back, 5.0)
-        node.wake()
+    call = ticks.spawn(250)
+    user.api.wait("the call runs", lambda: "tick 1" in call.logs(), 10)
+    compute = kt.Compute()
+    under_way = threads.submit(lambda: kt.cls(cells["Slow"], name="slow").to(compute, stream_logs=False))
+    user.api.wait("a deploy loads its code", lambda: "loading" in _said(user, "slow"), 30)
+    with node.stopped("kube-apiserver", kill=True):
+        away = time.monotonic()
+        time.sleep(2)
+        waiting = threads.submit(ticks, 3)
+        # What can't be done without it says so, and nobody waits.
+        for ask in (lambda: deploy(cells, "never"), kt.services, lambda: kt.Fn.from_name("steady")):
+            start = time.monotonic()
+            with pytest.raises(kt.ConnectionFailedError) as caught:
+                ask()
+            assert time.monotonic() - start < 10
+            assert "API server" in str(caught.value)
+        assert not call.done()
+        assert not waiting.done()
+        time.sleep(max(20 - (time.monotonic() - away), 0))
+    back = time.monotonic()
+    assert waiting.result(PATIENCE) == 3
+    promise("a call that waited for the API server, after its start", time.monotonic() - back, 4.0)
+    slow = under_way.result(PATIENCE)
+    promise("a deploy that was under way, after the API server's start", time.monotonic() - back, 5.0)
+    node.wake()
     with slow:
         assert slow.loads(stream_logs=False) == 1
     assert call.result(timeout=PATIENCE) == 250
@@ -155,7 +141,6 @@ def _said(user: User, name: str) -> str:
     return user.api.execute(pods[0]["metadata"]["name"], "worker", ["sh", "-c", "ls /tmp"]) if pods else ""
 
 
-@pytest.mark.soak
 def test_a_node_is_lost_and_comes_back(ticks: Any, cells: Cells, node: Node, user: User) -> None:
     """Its kubelet says nothing for so long that the cluster gives it up; its pod can still be reached."""
 
@@ -165,18 +150,17 @@ def test_a_node_is_lost_and_comes_back(ticks: Any, cells: Cells, node: Node, use
         [found] = admin.request("GET", "/api/v1/nodes")["items"]
         return any(c["type"] == "Ready" and c["status"] == "True" for c in found["status"]["conditions"])
 
-    with alone():
-        call = ticks.spawn(900)
-        with node.frozen("kubelet"):
-            user.api.wait("the node is lost", lambda: not ready(), 80, 1.0)
-            assert ticks(2) == 2
-            start = time.monotonic()
-            with pytest.raises(kt.DeployError) as caught:
-                kt.fn(cells["other"], name="late").to(kt.Compute(launch_timeout=4), stream_logs=False)
-            assert time.monotonic() - start < 30
-            record(f"a deploy without a node that is ready: {caught.value}")
-            assert "node" in str(caught.value)
-        user.api.wait("the node is back", ready, 60, 1.0)
+    call = ticks.spawn(900)
+    with node.frozen("kubelet"):
+        user.api.wait("the node is lost", lambda: not ready(), 80, 1.0)
+        assert ticks(2) == 2
+        start = time.monotonic()
+        with pytest.raises(kt.DeployError) as caught:
+            kt.fn(cells["other"], name="late").to(kt.Compute(launch_timeout=4), stream_logs=False)
+        assert time.monotonic() - start < 30
+        record(f"a deploy without a node that is ready: {caught.value}")
+        assert "node" in str(caught.value)
+    user.api.wait("the node is back", ready, 60, 1.0)
     assert call.result(timeout=PATIENCE * 2) == 900
     assert call.logs().split("\n")[:-1] == lines(900)
     assert deploy(cells) == 2

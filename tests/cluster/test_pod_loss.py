@@ -185,15 +185,17 @@ def test_the_workers_container_runs_out_of_memory_as_a_whole(lossy: Lossy, node:
     assert LIMIT in str(caught.value)
 
 
-def test_a_handle_without_code_finds_the_service_again(lossy: Lossy, node: Node) -> None:
+@pytest.mark.parametrize("end", [front_killed, deleted], ids=lambda end: end.__name__)
+def test_a_handle_without_code_finds_the_service_again(lossy: Lossy, node: Node, end: Break) -> None:
+    lossy.pod()
     handle = kt.Fn.from_name("lossy")
     assert handle(1, stream_logs=False) == 1
-    front_killed(lossy, node)
+    end(lossy, node)
     time.sleep(1.5)
-    # The kubelet starts it again, and it has kept the code.
+    # The kubelet starts its containers again, which have kept the code; or the Job makes a pod, with the Secret's.
     start = time.monotonic()
     assert handle.spawn(1, 0.0).result(timeout=PATIENCE) == 1
-    promise("a handle without code, after the front was killed", time.monotonic() - start, 5.0)
+    promise(f"a handle without code, after the pod was {end.__name__}", time.monotonic() - start, 5.0)
 
 
 def test_a_cell_hears_of_it_and_the_next_one_works(kernel: Kernel, user: User, node: Node) -> None:

@@ -120,7 +120,7 @@ def test_a_namespace_that_is_not_ours(other_user: User) -> None:
     assert caught.value.rule is not None
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("empty_namespace")
 def test_a_named_secret_that_is_not_there_fails_before_anything_is_made(user: User) -> None:
     began = time.monotonic()
     with pytest.raises(kt.SecretNotFound, match=f'no Secret "absent" in namespace {user.namespace}') as caught:
@@ -168,7 +168,7 @@ def test_changed_values_of_a_secret_make_a_new_pod(user: User, tmp_path: Path) -
         handle.teardown()
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("empty_namespace")
 def test_a_service_is_made_of_what_the_page_lists(user: User, name: str) -> None:
     """docs/kubernetes.md, "What is created"."""
     volume, secret = kt.Volume(name, size="10Mi"), kt.secret("db", values={"DB_PASSWORD": "hunter2"})

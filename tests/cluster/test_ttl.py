@@ -43,7 +43,7 @@ def gpus_taken(node: Node) -> int:
     return sum(int(c.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0)) for c in containers)
 
 
-@pytest.mark.usefixtures("alone")
+@pytest.mark.usefixtures("empty_namespace")
 def test_an_idle_service_ends_as_a_whole(node: Node, user: User, capsys: pytest.CaptureFixture[str]) -> None:
     cells = Cells()
     cells.run("def rank():\n    import os\n    return int(os.environ['JOB_COMPLETION_INDEX'])\n")
