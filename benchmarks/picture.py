@@ -49,7 +49,7 @@ def _ratios(axes: Axes, rows: list[dict[str, Any]]) -> None:
         axes.text(
             1.01,
             y,
-            f"{_said(row['ours'])} of {_said(row['limit'])} {row['unit']}",
+            f"{_said(row['ours'])} / {_said(row['limit'])} {row['unit']}",
             transform=axes.get_yaxis_transform(),
             va="center",
             fontsize=8,
@@ -63,10 +63,10 @@ def _ratios(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(rows)), [f"{row['what']}  {row['name'].partition(' ')[0]}" for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.set_xlabel("cost as a multiple of the limit (further left is better); at the right ours of the limit")
+    axes.set_xlabel("cost as a multiple of the limit; at the right ours, and the limit")
     handles = {"limit": limit, "ours": ours, **used}
     axes.legend(
-        handles.values(), handles.keys(), loc="lower center", bbox_to_anchor=(0.35, 1.0), ncols=5, frameon=False
+        handles.values(), handles.keys(), loc="lower center", bbox_to_anchor=(0.2, 1.0), ncols=5, frameon=False
     )
 
 
