@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ WORKLOADS: dict[str, Sequence[Row]] = {
     f"W{number}": module.ROWS
     for number, module in enumerate((w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12), start=1)
 }
+#: In one turn, since some peers take longer to start than to answer.
+_TOGETHER = (("W2", "W3", "W5"), ("W6", "W7"))
 _DOCS = Path(__file__).parents[1] / "docs"
 
 
@@ -66,12 +68,24 @@ def _read(files: Sequence[Path]) -> dict[str, Any]:
     """Several runs as one; of a row that several have, the last."""
     runs = [json.loads(file.read_text()) for file in files]
     rows = {(row["name"], row["place"]): row for run in runs for row in run["rows"]}
-    order = [row.name for rows in WORKLOADS.values() for row in rows]
     return {
         **runs[0],
         "peers": {name: version for run in runs for name, version in run["peers"].items()},
-        "rows": sorted(rows.values(), key=lambda row: order.index(row["name"])),
+        "rows": sorted(rows.values(), key=_position),
     }
+
+
+def _position(row: dict[str, Any]) -> int:
+    return [row.name for rows in WORKLOADS.values() for row in rows].index(row["name"])
+
+
+def _turns(names: Sequence[str]) -> Iterator[list[Row]]:
+    """The rows that are measured in turn with each other."""
+    left = list(names)
+    while left:
+        together = next((group for group in _TOGETHER if left[0] in group), (left[0],))
+        yield [row for name in together if name in left for row in WORKLOADS[name]]
+        left = [name for name in left if name not in together]
 
 
 def _measured(given: argparse.Namespace) -> dict[str, Any]:
@@ -81,8 +95,8 @@ def _measured(given: argparse.Namespace) -> dict[str, Any]:
         there: list[places.Place] = [stack.enter_context(places.local())]
         if given.cluster:
             there += stack.enter_context(places.cluster(_on_the_cluster()))
-        for name in given.names or WORKLOADS:
-            results = measure(WORKLOADS[name], there, PEERS if given.peers else (), given.rounds)
+        for rows in _turns(given.names or list(WORKLOADS)):
+            results = measure(rows, there, PEERS if given.peers else (), given.rounds)
             for result in results:
                 row = result.summary()
                 run["rows"].append(row)
@@ -90,6 +104,7 @@ def _measured(given: argparse.Namespace) -> dict[str, Any]:
                 print(report.line(row), flush=True)
             for peer, why in sorted({pair for result in results for pair in result.left_out.items()}):
                 print(f"   without {peer}: {why}", flush=True)
+            run["rows"].sort(key=_position)
             # After each, for who stops it.
             if given.json:
                 given.json.write_text(json.dumps(run, indent=1))

@@ -144,14 +144,28 @@ def idle_memory(measure: Callable[[int], int]) -> float:
 
 # -- what another process prints ---------------------------------------------------------------------------------------
 
-_PRINTS = "import sys; from benchmarks.functions import {0}; print(flush=True); input(); {0}(*map(int, sys.argv[1:]))"
+_PRINTS = """
+import os, sys
+from benchmarks.functions import {0}
+core, *arguments = map(int, sys.argv[1:])
+if core >= 0:
+    os.sched_setaffinity(0, {{core}})
+print(flush=True)
+input()
+{0}(*arguments)
+"""
 
 
 @contextmanager
 def _printing(function: str, *arguments: int) -> Iterator[io.FileIO]:
     """The pipe from a process that runs a function of ``functions``, which has imported what it needs by now."""
-    command = [sys.executable, "-c", _PRINTS.format(function), *map(str, arguments)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+    here, there = apart()
+    core = -1 if there is None else there
+    command = [sys.executable, "-c", _PRINTS.format(function), *map(str, (core, *arguments))]
+    with (
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process,
+        _on(here),
+    ):
         assert process.stdin is not None
         assert isinstance(process.stdout, io.FileIO)
         process.stdout.readline()

@@ -65,9 +65,7 @@ def _ratios(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel("cost as a multiple of the limit; at the right ours, and the limit")
     handles = {"limit": limit, "ours": ours, **used}
-    axes.legend(
-        handles.values(), handles.keys(), loc="lower center", bbox_to_anchor=(0.2, 1.0), ncols=5, frameon=False
-    )
+    axes.legend(handles.values(), handles.keys(), loc="lower center", bbox_to_anchor=(0.2, 1.0), ncols=5, frameon=False)
 
 
 def _curve(axes: Axes, rows: list[dict[str, Any]], xs: list[float], labels: list[str], title: str) -> None:
