@@ -12,7 +12,7 @@ from typing import Any
 
 import kubetorch_jupyter as kt
 
-from . import machine, places, report, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12
+from . import guard, machine, places, report, w1, w2, w3, w4, w5, w6, w7, w8, w9, w10, w11, w12
 from .peers import PEERS
 from .rows import Row, measure
 
@@ -37,6 +37,7 @@ def main() -> None:
     if given.write_docs:
         report.write_docs(_DOCS / "performance.md", run)
         _draw(run, _DOCS / "images" / "performance.svg")
+        guard.remember(run)
     sys.exit(1 if any(goal["reached"] is False for row in run["rows"] for goal in row["goals"]) else 0)
 
 
@@ -50,8 +51,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--read", type=Path, nargs="+", metavar="FILE", help="measure nothing: what --json has written")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="the tables")
     parser.add_argument("--picture", type=Path, metavar="FILE", help=".svg or .png")
-    parser.add_argument("--write-docs", action="store_true", help="tables and picture into docs/performance.md")
+    parser.add_argument("--write-docs", action="store_true", help="into docs/performance.md, and the guard's bounds")
     given = parser.parse_args()
+    if given.write_docs and given.names:
+        parser.error("--write-docs takes a full run, or several with --read")
     if unknown := set(given.names) - set(WORKLOADS):
         parser.error(f"there is no workload {', '.join(sorted(unknown))}")
     return given

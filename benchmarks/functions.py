@@ -49,9 +49,11 @@ def stream(seconds: float, pause: float) -> int:
 
 
 def changed(number: int) -> Callable[[], int]:
-    """A function that has other code for each number, as after an edit."""
+    """A function as a cell defines it, which has other code for each number, as after an edit."""
 
     def answer() -> int:
         return number
 
+    # It travels by value then, and not with the package that it is in here.
+    answer.__module__, answer.__qualname__ = "__main__", "answer"
     return answer

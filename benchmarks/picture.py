@@ -80,6 +80,7 @@ def _curve(axes: Axes, rows: list[dict[str, Any]], xs: list[float], labels: list
     axes.set_ylim(bottom=min(*(row["limit"] for row in rows), *(row["ours"] for row in rows)) / 2)
     axes.grid(color="#eeeeee")
     axes.set_title(title, fontsize=9)
+    axes.legend(frameon=False)
 
 
 def draw(run: Mapping[str, Any], file: Path) -> None:
@@ -110,7 +111,6 @@ def _figure(run: Mapping[str, Any]) -> Figure:
             points = [(row, match[1]) for row in curves if (match := re.match(pattern, row["name"]))]
             if points:
                 _curve(one, [row for row, _ in points], [_amount(x) for _, x in points], [x for _, x in points], title)
-        axes[0].legend(frameon=False)
     return figure
 
 

@@ -58,9 +58,6 @@ class Row:
         What a peer is asked for (`peers`), and its arguments; none where a comparison makes no sense.
     goals
         By place.
-    guard
-        The ratio to the limit at which the short run in the tests fails, where that is not twice the goal's: a goal
-        that isn't reached yet can't be guarded, but what is reached can.
     """
 
     name: str
@@ -72,7 +69,6 @@ class Row:
     higher_is_better: bool = False
     goals: Mapping[str, Sequence[Goal]] = field(default_factory=dict)
     places: tuple[str, ...] = ("local",)
-    guard: float | None = None
 
 
 @dataclass

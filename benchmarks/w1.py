@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import kubetorch_jupyter as kt
 
 from . import limits, timing
-from .functions import noop
+from .functions import changed
 from .places import Place
 from .rows import Goal, Row
 
@@ -24,10 +24,10 @@ _numbers = itertools.count()
 _FIRST = """
 import contextlib, io, time
 import kubetorch_jupyter as kt
-from benchmarks.functions import noop
+from benchmarks.functions import changed
 with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
     start = time.perf_counter()
-    handle = kt.fn(noop, name="bench-first").to(kt.Compute())
+    handle = kt.fn(changed(0), name="bench-first").to(kt.Compute())
     handle()
     seconds = time.perf_counter() - start
     handle.teardown()
@@ -44,7 +44,8 @@ def quietly() -> Iterator[None]:
 
 def serve_and_call() -> kt.Fn:
     """A new service that has answered once."""
-    handle = kt.fn(noop, name=f"bench-{next(_numbers)}").to(kt.Compute())
+    number = next(_numbers)
+    handle = kt.fn(changed(number), name=f"bench-{number}").to(kt.Compute())
     handle()
     return handle
 

@@ -61,7 +61,7 @@ def _memory(side: str, mib: int) -> Row:
     ours: Callable[[Place], float] = lambda _: _peak(side, size)  # noqa: E731 - as in the other rows
     return Row(
         f"W4 {mib} MiB {side}",
-        f"peak memory of the {side} in such a call",
+        f"peak memory of the {side}, array of {mib} MiB",
         "MiB",
         lambda _: size,
         ours,

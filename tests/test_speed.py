@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import machine, places
+from benchmarks import guard, machine, places
 from benchmarks.guard import ROWS, check
 from benchmarks.rows import Goal, Row
 from tests.promises import record
@@ -36,7 +36,14 @@ _INVENTED = Row("W0", "nothing", "ms", lambda _: 0.001, lambda _: 0.0021, goals=
 def test_the_guard_fails_at_twice_the_goal(local: places.Local) -> None:
     assert not check(_INVENTED, local).within
     assert check(replace(_INVENTED, ours=lambda _: 0.0019), local).within
-    assert check(replace(_INVENTED, guard=2.2), local).within
+
+
+def test_where_a_goal_is_not_reached_the_last_full_run_counts(
+    local: places.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_reached", lambda: {"W0": 2.0})
+    assert check(replace(_INVENTED, ours=lambda _: 0.0039), local).within
+    assert not check(replace(_INVENTED, ours=lambda _: 0.0041), local).within
 
 
 def test_the_guard_fails_below_half_of_a_rate(local: places.Local) -> None:
