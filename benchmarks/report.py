@@ -90,13 +90,13 @@ def markdown(run: Mapping[str, Any]) -> str:
         ]
         versions = [f"{name} {run['peers'].get(name, '')}".strip() for name in names]
         parts += ["All peers of the same run:", _table(["row", "unit", "ours", *versions], lines)]
-        why = {
-            f"- {name}, {row['name']}: {row['left out'][name]}"
-            for row in compared
-            for name in names
-            if name in row["left out"]
-        }
-        parts += ["What is left out, and why:", "\n".join(sorted(why)) + "\n"]
+        why: dict[tuple[str, str], list[str]] = {}
+        for name in names:
+            for row in compared:
+                if name in row["left out"]:
+                    why.setdefault((name, row["left out"][name]), []).append(row["name"])
+        reasons = [f"- {name} ({', '.join(where)}): {reason}." for (name, reason), where in why.items()]
+        parts += ["What is left out, and why:", "\n".join(reasons)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
