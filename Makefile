@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell scripts/find-python 3.11 || scripts/find-python 3.12 || scripts/find-python 3.13)
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # Jupyter wants to be told that root is meant.
 LAB_ARGS ?= $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -49,8 +50,8 @@ screenshots: $(VENV)/.installed  ## The pictures in docs/images (needs Chromium 
 soak: setup  ## The tests that take long
 	@$(BIN)/python -m pytest -m "soak and not cluster" --timeout 3600 $(PYTEST_ARGS)
 
-bench: $(VENV)/.installed  ## How fast it is, beside a limit and a peer of the same run
-	@$(BIN)/python -m benchmarks
+bench: $(VENV)/.installed  ## How fast it is, beside limits and peers of the same run (BENCH_ARGS="W2 W3" for some)
+	@$(BIN)/python -m benchmarks --peers $(BENCH_ARGS)
 
 cluster-test: setup  ## Tests on a Kubernetes cluster: the kubeconfig's, or one of the program that KT_TEST_CLUSTER names
 	@$(BIN)/python -m pytest -m "cluster and not soak" --timeout 300 $(PYTEST_ARGS)
@@ -59,4 +60,4 @@ cluster-soak: setup  ## Those of them that take long
 	@$(BIN)/python -m pytest -m "cluster and soak" --timeout 600 $(PYTEST_ARGS)
 
 clean:  ## Remove what the other commands made
-	rm -rf $(VENV) .venvs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venvs .cache/benchmarks dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
@@ -24,8 +22,6 @@ class Place(Protocol):
     """Gives a handle for a function, and the limits of the way there."""
 
     name: str
-    #: A peer to compare with; None where it makes no sense.
-    pool: ProcessPoolExecutor | None
 
     def handle(self, function: Callable[..., Any]) -> Any:
         """The function's handle; deployed when it is first asked for."""
@@ -34,13 +30,13 @@ class Place(Protocol):
         """What a service is deployed with."""
 
     def latency(self, n: int) -> float:
-        """As `limits.latency`."""
+        """As `limits.Server.latency`."""
 
     def in_flight(self, n: int, width: int) -> float:
-        """As `limits.in_flight`."""
+        """As `limits.Server.in_flight`."""
 
     def bulk(self, size: int) -> float:
-        """As `limits.bulk`."""
+        """As `limits.Server.bulk`."""
 
 
 class Local:
@@ -48,9 +44,8 @@ class Local:
 
     name = "local"
 
-    def __init__(self, port: int, pool: ProcessPoolExecutor) -> None:
-        self.port = port
-        self.pool: ProcessPoolExecutor | None = pool
+    def __init__(self, server: limits.Server) -> None:
+        self.server = server
         self._handles: dict[Callable[..., Any], Any] = {}
 
     def compute(self) -> kt.Compute:
@@ -62,13 +57,13 @@ class Local:
         return self._handles[function]
 
     def latency(self, n: int) -> float:
-        return limits.latency(self.port, n)
+        return self.server.latency(n)
 
     def in_flight(self, n: int, width: int) -> float:
-        return limits.in_flight(self.port, n, width)
+        return self.server.in_flight(n, width)
 
     def bulk(self, size: int) -> float:
-        return limits.bulk(self.port, size)
+        return self.server.bulk(size)
 
     def close(self) -> None:
         """End the services."""
@@ -78,8 +73,6 @@ class Local:
 
 class Cluster:
     """Pods of a cluster, through the API server's proxy; the limits are those of a bare pod that echoes."""
-
-    pool: ProcessPoolExecutor | None = None
 
     def __init__(self, compute: kt.Compute) -> None:
         self.name = "proxy"
@@ -124,7 +117,7 @@ class Cluster:
         return bare.in_flight(self.way(), n, width)
 
     def bulk(self, size: int) -> float:
-        return bare.bulk(self.way(), size)
+        return 2 * size / min(bare.bulk(self.way(), size) for _ in range(2))
 
     def close(self) -> None:
         """End what is there."""
@@ -138,7 +131,6 @@ class Direct:
     """The same pods by their own address, as a client in the cluster reaches them."""
 
     name = "direct"
-    pool: ProcessPoolExecutor | None = None
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -172,7 +164,7 @@ class Direct:
         return bare.in_flight(self._cluster.way(direct=True), n, width)
 
     def bulk(self, size: int) -> float:
-        return bare.bulk(self._cluster.way(direct=True), size)
+        return 2 * size / min(bare.bulk(self._cluster.way(direct=True), size) for _ in range(2))
 
     def close(self) -> None:
         """Nothing is its own."""
@@ -181,10 +173,8 @@ class Direct:
 @contextmanager
 def local() -> Iterator[Local]:
     """This machine."""
-    # Not fork: this process has threads by then.
-    context = multiprocessing.get_context("forkserver")
-    with limits.server() as port, ProcessPoolExecutor(2, context) as pool:
-        place = Local(port, pool)
+    with limits.server() as server:
+        place = Local(server)
         try:
             yield place
         finally:
