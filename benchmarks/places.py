@@ -14,6 +14,7 @@ from kubetorch_jupyter.backends.kubernetes.client import Kind
 from kubetorch_jupyter.transport.portal import get_portal
 
 from . import bare, limits
+from .functions import noop
 
 __all__ = ["Cluster", "Direct", "Local", "Place", "cluster", "local"]
 
@@ -93,7 +94,8 @@ class Cluster:
         return self._handles[function]
 
     def bare(self) -> bare.Bare:
-        """A pod to compare with, not started yet; there must be a service already."""
+        """A pod to compare with, not started yet. A service is there from now on, since both begin with its bundle."""
+        self.handle(noop)
         return bare.Bare(self.space.cluster, self.space.namespace, self.image)
 
     def way(self, direct: bool = False) -> bare.Way:

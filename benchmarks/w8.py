@@ -20,7 +20,6 @@ _numbers = itertools.count()
 
 def _limit(place: Place) -> float:
     assert isinstance(place, Cluster)
-    place.handle(noop)  # so that the namespace has the bundle, for both
     pod = place.bare()
     try:
         return get_portal().run(pod.start(bare.ANSWERS))
