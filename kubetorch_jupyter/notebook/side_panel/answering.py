@@ -10,6 +10,7 @@ import itertools
 import json
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -62,6 +63,7 @@ class _Desk:
         self._namespace = namespace
         self._lock = threading.Lock()
         self._watchers: dict[str, Watcher] = {}
+        self._life = uuid.uuid4().hex
         self._numbers = itertools.count(1)
         #: What is being done to what, in words: to a service, by its name, or to a call, by its id.
         self._busy: dict[str, str] = {}
@@ -101,11 +103,13 @@ class _Desk:
         seen = self._watcher(client).ask(selected, log_of)
         since = question.get("since")
         generation, at = (_number(since, "log"), _number(since, "at")) if isinstance(since, dict) else (0, 0)
-        heard = _number(question, "heard")
+        heard = question.get("heard")
+        # Numbers begin anew with each kernel.
+        known = _number(heard, "n") if isinstance(heard, dict) and heard.get("life") == self._life else 0
         with self._lock:
             busy = dict(self._busy)
-            outcomes = [each for each in self._outcomes if each["client"] == client and each["n"] > heard]
-        told: dict[str, Any] = {"busy": busy, "outcomes": outcomes, "progress": _progress()}
+            outcomes = [each for each in self._outcomes if each["client"] == client and each["n"] > known]
+        told: dict[str, Any] = {"life": self._life, "busy": busy, "outcomes": outcomes, "progress": _progress()}
         return {**told, **_seen(seen, generation, at)} if seen is not None else told
 
     def _watcher(self, client: str) -> Watcher:
