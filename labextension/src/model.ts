@@ -282,7 +282,7 @@ export class PanelModel {
     }
     this._cancelTimer();
     const began = Date.now();
-    const overdue = setTimeout(() => this._notice(kernel, began), OVERDUE);
+    this._overdueTimer = setTimeout(() => this._notice(kernel, began), OVERDUE);
     const looking = this._look(kernel).then(
       reply => {
         if (kernel === this._kernel) {
@@ -299,9 +299,8 @@ export class PanelModel {
       }
     );
     const done = looking.finally(() => {
-      clearTimeout(overdue);
       if (this._looking === done) {
-        clearTimeout(this._lostTimer);
+        this._cancelWaiting();
         this._looking = null;
         this.busy = false;
         this._emit();
@@ -449,6 +448,11 @@ export class PanelModel {
     this._timer = undefined;
   }
 
+  private _cancelWaiting(): void {
+    clearTimeout(this._overdueTimer);
+    clearTimeout(this._lostTimer);
+  }
+
   // -- doing --------------------------------------------------------------------------------------------------------
 
   private async _act(what: string, doing: string, verb: Verb, about: IAbout): Promise<void> {
@@ -505,7 +509,7 @@ export class PanelModel {
     this._kernel = null;
     this._looking = null;
     this._cancelTimer();
-    clearTimeout(this._lostTimer);
+    this._cancelWaiting();
     this.busy = false;
     this.detail = this.problem = '';
     this._failures = this._took = 0;
@@ -551,6 +555,7 @@ export class PanelModel {
   private readonly _begun = new Map<string, { id: string; words: string }>();
   private readonly _waiting = new Map<string, { resolve: (text: string) => void; reject: (error: Error) => void }>();
   private _timer: ReturnType<typeof setTimeout> | undefined;
+  private _overdueTimer: ReturnType<typeof setTimeout> | undefined;
   private _lostTimer: ReturnType<typeof setTimeout> | undefined;
   private _messageTimer: ReturnType<typeof setTimeout> | undefined;
 }
