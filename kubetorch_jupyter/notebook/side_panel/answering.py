@@ -118,7 +118,7 @@ class _Desk:
             if watcher is None:
                 watcher = Watcher("kubetorch-side-panel")
                 idle = [name for name, each in self._watchers.items() if each.idle]
-                for name in idle or list(self._watchers)[: len(self._watchers) - _CLIENTS + 1]:
+                for name in idle or list(self._watchers)[: max(0, len(self._watchers) - _CLIENTS + 1)]:
                     del self._watchers[name]
             self._watchers[client] = watcher  # the newest last
             return watcher
