@@ -28,7 +28,7 @@ SOURCES = ROOT / "labextension"
 BUILT = ROOT / "kubetorch_jupyter" / "_labextension"
 #: Where Jupyter looks for panels, below a prefix.
 PLACE = Path("share", "jupyter", "labextensions", NAME)
-#: What the last build was made of and what came of it. A build of another kind (`watch`) doesn't match it.
+#: What the last build was made of and what came of it. A build for development doesn't match it.
 STAMP = SOURCES / "lib" / ".stamp"
 #: What a build depends on.
 INPUTS = (".yarnrc.yml", "package.json", "schema/**/*", "src/**/*", "style/**/*", "tsconfig.json", "yarn.lock")
