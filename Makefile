@@ -62,5 +62,5 @@ cluster-soak: setup  ## Those of them that take long
 	@$(BIN)/python -m pytest -m "cluster and soak" --timeout 600 $(PYTEST_ARGS)
 
 clean:  ## Remove what the other commands made
-	rm -rf $(VENV) .venvs kubetorch_jupyter/_labextension labextension/lib labextension/node_modules
+	rm -rf $(VENV) .venvs kubetorch_jupyter/_labextension labextension/lib labextension/node_modules labextension/.yarn
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
