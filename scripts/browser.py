@@ -187,14 +187,25 @@ class Notebook:
         """A cell, by its place."""
         return self.page.locator(".jp-NotebookPanel .jp-Cell").nth(number)
 
-    def start(self, number: int) -> None:
-        """Run a cell, without waiting."""
+    def select(self, number: int) -> None:
+        """Make a cell the active one."""
         self.page.evaluate(
             f"number => {{ const notebook = {self._CURRENT}.content;"
-            " notebook.deselectAll(); notebook.activeCellIndex = number;"
-            " jupyterapp.commands.execute('notebook:run-cell'); }",
+            " notebook.deselectAll(); notebook.activeCellIndex = number; }",
             number,
         )
+
+    def source(self, number: int) -> str:
+        """What a cell's code is now."""
+        found: str = self.page.evaluate(
+            f"number => {self._CURRENT}.content.widgets[number].model.sharedModel.getSource()", number
+        )
+        return found
+
+    def start(self, number: int) -> None:
+        """Run a cell, without waiting."""
+        self.select(number)
+        self.command("notebook:run-cell")
 
     def wait_run(self, number: int, timeout: float = 60) -> None:
         """Wait for a cell's end."""
