@@ -13,7 +13,9 @@ export default ts.config(
       curly: 'error',
       eqeqeq: 'error',
       // A promise is awaited, or `void` says that nobody waits.
-      '@typescript-eslint/no-floating-promises': 'error'
+      '@typescript-eslint/no-floating-promises': 'error',
+      // Lumino's signals are connected as `signal.connect(this.method, this)`.
+      '@typescript-eslint/unbound-method': 'off'
     }
   },
   prettier
