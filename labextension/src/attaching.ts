@@ -89,7 +89,7 @@ export class Attacher implements IDisposable {
     const title = notebook.title.label;
     const kernel = notebook.sessionContext.session?.kernel ?? null;
     if (kernel === null || kernel.isDisposed) {
-      this._detach(notebook.sessionContext.isReady ? 'no kernel' : 'starting', title);
+      this._detach(notebook.sessionContext.hasNoKernel ? 'no kernel' : 'starting', title);
       return;
     }
     const away = AWAY[kernel.status];
@@ -111,7 +111,7 @@ export class Attacher implements IDisposable {
   }
 
   private async _attach(kernel: Kernel.IKernelConnection, title: string): Promise<void> {
-    const spec = await kernel.spec;
+    const spec = await kernel.spec.catch(() => undefined); // without a server nobody knows; the kernel may be there
     if (this._kernel !== kernel) {
       return; // it took so long that another one is in its place
     }

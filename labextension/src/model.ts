@@ -83,6 +83,11 @@ export class PanelModel {
     return this._seenAt === null ? null : (Date.now() - this._seenAt) / 1_000;
   }
 
+  /** Whether the kernel says that it has nothing to do. */
+  get idle(): boolean {
+    return this._kernel?.idle ?? false;
+  }
+
   /** The service that is selected, if it is still there. */
   get service(): IService | null {
     return this.services.find(service => service.name === this.selected) ?? null;

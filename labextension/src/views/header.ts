@@ -54,7 +54,10 @@ export class HeaderView extends Widget {
     if (model.busy) {
       const seen = model.age;
       const old = seen === null ? '' : ` What is shown was seen ${age(seen)} ago.`;
-      return { text: `The kernel is busy and answers when the running cell has ended.${old}`, command: '' };
+      const why = model.idle
+        ? 'The kernel does not answer; waiting …'
+        : 'The kernel is busy; it answers when the running cell has ended.';
+      return { text: why + old, command: '' };
     }
     return { text: NOTICES[model.situation] || model.problem, command: '' };
   }
