@@ -53,6 +53,7 @@ export class Attacher implements IDisposable {
     }
     this._leaveNotebook();
     this._notebook = notebook;
+    this._away = undefined;
     if (notebook !== null) {
       const session = notebook.sessionContext;
       session.kernelChanged.connect(this._update, this);
@@ -89,10 +90,15 @@ export class Attacher implements IDisposable {
     const title = notebook.title.label;
     const kernel = notebook.sessionContext.session?.kernel ?? null;
     if (kernel === null || kernel.isDisposed) {
-      this._detach(notebook.sessionContext.hasNoKernel ? 'no kernel' : 'starting', title);
+      // After a shutdown the context is no more ready than before the first start.
+      const ended = this._started.has(notebook) || notebook.sessionContext.isReady;
+      this._detach(ended ? 'no kernel' : 'starting', title);
       return;
     }
-    const away = AWAY[kernel.status];
+    this._started.add(notebook);
+    // A restarted kernel isn't there yet before it has said anything: asked for a subshell too early, ipykernel fails.
+    const away = AWAY[kernel.status] ?? (kernel.status === 'unknown' ? this._away : undefined);
+    this._away = away;
     if (away !== undefined) {
       this._detach(away, title, true);
       return;
@@ -168,5 +174,9 @@ export class Attacher implements IDisposable {
   /** A subshell that could not be deleted, since the connection had broken. */
   private _left: { kernel: string; subshell: string } | null = null;
   private _loading: string | null = null;
+  /** Why the kernel can't be asked, for as long as it doesn't say anything else. */
+  private _away: Absence | undefined;
+  /** Notebooks that have had a kernel. */
+  private readonly _started = new WeakSet<NotebookPanel>();
   private _isDisposed = false;
 }

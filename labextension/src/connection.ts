@@ -144,7 +144,9 @@ export class Connection implements IKernel {
     if (this.left !== null) {
       this._dropSubshell(this.left);
     }
-    const made = await soon(this._control('create_subshell_request', {}), PATIENCE);
+    const ask = () => soon(this._control('create_subshell_request', {}), PATIENCE);
+    // Once more where the kernel has them: one that has only just begun may fail, without a reply.
+    const made = (await ask()) ?? (info !== null ? await ask() : null);
     const content = made?.content as { status?: string; subshell_id?: string } | undefined;
     if (content?.status === 'ok' && content.subshell_id !== undefined && !own.isDisposed) {
       own.subshellId = content.subshell_id;
