@@ -1,6 +1,6 @@
 # The commands of the project; each is one line that can also be typed.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lab screenshots bench soak cluster-test cluster-soak clean
+.PHONY: help setup panel demo test lint format lab screenshots bench soak cluster-test cluster-soak clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,8 +21,11 @@ $(VENV)/.installed: pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --editable '.[dev]'
 	@touch $@
 
-setup: $(VENV)/.installed  ## Make .venv and the kernels' environments in .venvs
+setup: panel  ## Make .venv, the side panel for JupyterLab, and the kernels' environments in .venvs
 	@$(BIN)/python scripts/kernel_envs.py
+
+panel: $(VENV)/.installed  ## The side panel for JupyterLab, if it has changed and Node.js is there
+	@$(BIN)/python scripts/labextension.py
 
 demo: $(VENV)/.installed  ## The complete example in a real Jupyter kernel, on local pods, its logs live
 	@$(BIN)/python scripts/demo.py
@@ -30,9 +33,9 @@ demo: $(VENV)/.installed  ## The complete example in a real Jupyter kernel, on l
 test: setup  ## All tests (PYTEST_ARGS="-k name" for some)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(VENV)/.installed  ## ruff, mypy, the direction of imports
+lint: $(VENV)/.installed  ## ruff, mypy, the direction of imports; of the side panel types, eslint, prettier
 	@status=0; \
-	for check in "ruff check ." "ruff format --check --quiet ." "mypy" "lint-imports --no-logo"; do \
+	for check in "ruff check ." "ruff format --check --quiet ." "mypy" "lint-imports --no-logo" "python scripts/labextension.py lint"; do \
 		$(BIN)/$$check || { echo "$$check: failed" >&2; status=1; }; \
 	done; \
 	exit $$status
@@ -41,10 +44,10 @@ format: $(VENV)/.installed  ## Put the code into its form
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format --quiet .
 
-lab: $(VENV)/.installed  ## JupyterLab in notebooks/
+lab: panel  ## JupyterLab in notebooks/
 	@cd notebooks && ../$(BIN)/jupyter lab $(LAB_ARGS)
 
-screenshots: $(VENV)/.installed  ## The pictures in docs/images (needs Chromium on this machine)
+screenshots: panel  ## The pictures in docs/images (needs Chromium on this machine)
 	@$(BIN)/python scripts/screenshots.py
 
 soak: setup  ## The tests that take long
@@ -60,4 +63,5 @@ cluster-soak: setup  ## Those of them that take long
 	@$(BIN)/python -m pytest -m "cluster and soak" --timeout 600 $(PYTEST_ARGS)
 
 clean:  ## Remove what the other commands made
-	rm -rf $(VENV) .venvs .cache/benchmarks dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .venvs kubetorch_jupyter/_labextension labextension/lib labextension/node_modules labextension/.yarn
+	rm -rf .cache/benchmarks dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -257,6 +257,14 @@ class Service:
             return self._service_log(last=last)
         return str(self._ask(lambda: self._request_of(id, "call_log", last=last))["text"])
 
+    def read_on(self, id: str, after: int = 0, last: int = 16_384) -> tuple[str, int]:
+        """What a call has written since an offset, of that the `last` bytes, and the offset of its end, in bytes.
+
+        As `tail` otherwise; from one look to the next it gives each piece once.
+        """
+        found = self._ask(lambda: self._request_of(id, "call_log", last=last, after=after))
+        return str(found["text"]), int(found["end"])
+
     def _service_log(self, **fields: Any) -> str:
         async def read(session: Session) -> str:
             return str((await session.request("service_log", **fields))["text"])

@@ -23,6 +23,8 @@ from typing import Any
 from playwright.sync_api import Locator, Page
 
 ROOT = Path(__file__).resolve().parent.parent
+#: What `scripts/labextension.py` builds.
+SIDE_PANEL = ROOT / "kubetorch_jupyter" / "_labextension"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome")
 #: Nothing here is downloaded, by the browser either.
 BROWSER_ARGS = (
@@ -83,20 +85,31 @@ class Server:
             "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
             "IPYTHONDIR": str(folder / "ipython"),
             "KT_RUNTIME_DIR": str(folder / "kt"),
+            # Before those of the environment: the side panel of this checkout.
+            "JUPYTER_PATH": str(folder / "share" / "jupyter"),
             # The kernels' too: this checkout, also where the environment was made for another one (a git worktree).
             "PYTHONPATH": str(ROOT),
             # Not on the command line, which everybody on this machine can read.
             "JUPYTER_TOKEN": self.token,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', '')}",
         }
-        command = [
+        self._env = env
+        self._command = [
             *(sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", "--allow-root"),
             *(f"--port={self.url.rpartition(':')[2]}", "--ServerApp.port_retries=0", "--expose-app-in-browser"),
             *(f"--ServerApp.root_dir={self.notebooks}", "--JupyterNotebookApp.expose_app_in_browser=True"),
             *("--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"),
         ]
-        with self.log.open("wb") as out:
-            self._process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT)
+        if SIDE_PANEL.is_dir():
+            link = folder / "share" / "jupyter" / "labextensions" / "kubetorch-jupyter"
+            link.parent.mkdir(parents=True)
+            link.symlink_to(SIDE_PANEL, target_is_directory=True)
+        self.start()
+
+    def start(self) -> None:
+        """Start it, at first and after `close`; it has the same address and token again."""
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(self._command, env=self._env, stdout=out, stderr=subprocess.STDOUT)
 
     def wait(self) -> None:
         """Wait until it answers."""
@@ -174,14 +187,25 @@ class Notebook:
         """A cell, by its place."""
         return self.page.locator(".jp-NotebookPanel .jp-Cell").nth(number)
 
-    def start(self, number: int) -> None:
-        """Run a cell, without waiting."""
+    def select(self, number: int) -> None:
+        """Make a cell the active one."""
         self.page.evaluate(
             f"number => {{ const notebook = {self._CURRENT}.content;"
-            " notebook.deselectAll(); notebook.activeCellIndex = number;"
-            " jupyterapp.commands.execute('notebook:run-cell'); }",
+            " notebook.deselectAll(); notebook.activeCellIndex = number; }",
             number,
         )
+
+    def source(self, number: int) -> str:
+        """What a cell's code is now."""
+        found: str = self.page.evaluate(
+            f"number => {self._CURRENT}.content.widgets[number].model.sharedModel.getSource()", number
+        )
+        return found
+
+    def start(self, number: int) -> None:
+        """Run a cell, without waiting."""
+        self.select(number)
+        self.command("notebook:run-cell")
 
     def wait_run(self, number: int, timeout: float = 60) -> None:
         """Wait for a cell's end."""

@@ -32,8 +32,9 @@ for _name in [n for n in os.environ if n.startswith("KT_") and not n.startswith(
 os.environ["KT_RUNTIME_DIR"] = str(RUNTIME_DIR)
 
 
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+def load_script(name: str, root: Path = ROOT) -> ModuleType:
+    """A file of ``scripts``, as a module."""
+    spec = importlib.util.spec_from_file_location(name, root / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -41,7 +42,7 @@ def _script(name: str) -> ModuleType:
     return module
 
 
-kernel_envs = _script("kernel_envs")
+kernel_envs = load_script("kernel_envs")
 KERNELS: tuple[str, ...] = kernel_envs.VERSIONS
 NEWEST = KERNELS[-1]
 

@@ -1,7 +1,7 @@
 """``%load_ext kubetorch_jupyter``: what a kernel, or plain IPython, gets, and how it is taken back.
 
 ``%%kt`` and ``%kt`` with their completion; ``kt`` in the namespace; ``import kubetorch`` means us unless the real one
-is installed; ``asyncio.run`` works in cells.
+is installed; ``asyncio.run`` works in cells; JupyterLab's side panel gets answers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import kubetorch_jupyter as kt
 
-from . import asyncio_run, errors, progress
+from . import asyncio_run, errors, progress, side_panel
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
 
@@ -32,6 +32,7 @@ def load_ipython_extension(ipython: Any) -> None:
     asyncio_run.install()
     progress.install()
     errors.install(ipython)
+    side_panel.install(ipython)
     # Now, where nothing waits: at the first use, in a cell that awaits, it would hold the kernel's loop for 0.1 s.
     import_module("kubetorch_jupyter.callables")
     if id(ipython) not in _loaded:
@@ -41,6 +42,7 @@ def load_ipython_extension(ipython: Any) -> None:
 
 def unload_ipython_extension(ipython: Any) -> None:
     """Take back everything that `load_ipython_extension` did; a ``kt`` that the user bound to something else stays."""
+    side_panel.uninstall()
     errors.uninstall()
     progress.uninstall()
     asyncio_run.uninstall()

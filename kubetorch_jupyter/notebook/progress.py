@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import html
 import sys
+import threading
+import time
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 from ..progress import State, Status, View, set_view_factory, text_view
 from ..streams import parent_message, show_bundle
 
-__all__ = ["install", "uninstall"]
+__all__ = ["Shown", "install", "recent", "uninstall"]
+
+#: How long a line that has ended is still recent, in seconds, and how many lines are kept.
+_STAYS, _KEPT = 10.0, 20
 
 #: The notebook's own colours, so that they suit its theme; the others are for front ends that have none.
 _COLOURS = {
@@ -22,6 +28,39 @@ _COLOURS = {
     State.FAILED: "var(--jp-error-color1, #d32f2f)",
     State.STOPPED: "var(--jp-warn-color1, #f57c00)",
 }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a line of this kernel says, and how long it has not changed (`time.monotonic`)."""
+
+    id: str
+    status: Status
+    at: float
+
+
+_shown: dict[str, Shown] = {}
+_lock = threading.Lock()
+
+
+def recent() -> list[Shown]:
+    """The lines of this kernel that are under way, and those that ended lately; oldest first, for the side panel."""
+    with _lock:
+        _forget()
+        return list(_shown.values())
+
+
+def _remember(id: str, status: Status) -> None:
+    with _lock:
+        _shown[id] = Shown(id, status, time.monotonic())
+        _forget()
+
+
+def _forget() -> None:
+    now = time.monotonic()
+    old = [id for id, line in _shown.items() if line.status.final and now - line.at > _STAYS]
+    for id in old or list(_shown)[: max(0, len(_shown) - _KEPT)]:
+        del _shown[id]
 
 
 class _DisplayView:
@@ -35,6 +74,7 @@ class _DisplayView:
         self._there = False
 
     def show(self, status: Status) -> None:
+        _remember(self._id, status)
         bundle = {
             "data": {"text/plain": status.plain(), "text/html": _markup(status)},
             "transient": {"display_id": self._id},

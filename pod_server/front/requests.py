@@ -163,11 +163,13 @@ class Requests:
         answer({"text": _tail(log, _room(meta), after if isinstance(after, int) else 0), "end": log.end})
 
     def _call_log(self, meta: dict[str, Any], answer: Answer) -> None:
-        """The end of what a call has written, as text; for who looks now and then."""
+        """As `_service_log`, of a call; for who looks now and then."""
         record = self._find(meta, answer)
         if record is not None:
-            log = record.log
-            text, end = (_tail(log, _room(meta)), log.end) if log is not None else ("", 0)
+            log, after = record.log, meta.get("after")
+            text, end = "", 0
+            if log is not None:
+                text, end = _tail(log, _room(meta), after if isinstance(after, int) else 0), log.end
             answer({"text": text, "end": end})
 
     def _find(self, meta: dict[str, Any], answer: Answer) -> Record | None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
     from scripts.browser import Notebook, Server
 
+#: What JupyterLab itself says when a kernel ends that its debugger is just asking.
+NOT_OURS = "Could not restore the debugger state"
 #: What must not be in the log of the server and its kernels, which says other things as well.
 BAD_IN_LOG = re.compile(r"^\[[EC] |Traceback|Exception|IOPub|Error", re.M)
 
@@ -24,6 +26,8 @@ class OpenNotebook(Protocol):
 
     #: What the browser's console has been told of errors since.
     complaints: list[str]
+    #: Forget that, and what the server's log has said so far, of a time in which things were meant to go wrong.
+    forget: Callable[[], None]
 
     def __call__(self, front: str, cells: Sequence[str]) -> Notebook: ...
 
@@ -71,9 +75,13 @@ def open_notebook(server: Server, browser: Browser, request: pytest.FixtureReque
     begin = len(server.text())
     context = browser.new_context(viewport={"width": 1000, "height": 1600})
 
+    def hear(message: ConsoleMessage) -> None:
+        if message.type == "error" and not message.text.startswith(NOT_OURS):
+            complaints.append(f"{message.text} ({message.location})")
+
     def listen(page: Page) -> None:
         page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
-        page.on("console", lambda m: complaints.append(f"{m.text} ({m.location})") if m.type == "error" else None)
+        page.on("console", hear)
 
     def make(front: str, cells: Sequence[str]) -> Notebook:
         page = context.new_page()
@@ -84,7 +92,12 @@ def open_notebook(server: Server, browser: Browser, request: pytest.FixtureReque
         complaints.clear()  # a front end that opens has its own; nothing of ours has run yet
         return notebook
 
-    make.complaints = complaints  # type: ignore[attr-defined]
+    def forget() -> None:
+        nonlocal begin
+        begin = len(server.text())
+        complaints.clear()
+
+    make.complaints, make.forget = complaints, forget  # type: ignore[attr-defined]
     yield make
     for notebook in opened:
         notebook.close()

@@ -342,6 +342,39 @@ class Kernel:
         # From where the word begins, whatever part of it is replaced.
         return [code[word:start] + match for match in cell.reply["matches"]]
 
+    # -- what a side panel does
+
+    def make_subshell(self, timeout: float = 10) -> str:
+        """Have a subshell made; its id."""
+        assert self._session is not None
+        with self.manager.connect_control(identity=os.urandom(8)) as control:
+            self._session.send(control, "create_subshell_request", {})
+            assert control.poll(timeout * 1000), "no subshell was made"
+            _, frames = self._session.feed_identities(control.recv_multipart())
+            content = self._session.deserialize(frames)["content"]
+        assert content["status"] == "ok", content
+        return str(content["subshell_id"])
+
+    def evaluate(self, name: str, expression: str, subshell: str | None = None) -> Cell:
+        """Have an expression evaluated silently, without waiting; its value is in the reply."""
+        assert self._session is not None
+        content = {
+            "code": "",
+            "silent": True,
+            "store_history": False,
+            "user_expressions": {name: expression},
+            "allow_stdin": True,
+            "stop_on_error": False,
+        }
+        message = self._session.msg("execute_request", content)
+        if subshell is not None:
+            message["header"]["subshell_id"] = subshell
+        cell = Cell(expression, message["header"]["msg_id"], time.monotonic())
+        with self._lock:
+            self._cells[cell.id] = cell
+        self._send("shell", message)
+        return cell
+
     # -- comms
 
     def open_comm(self, target: str, id: str) -> None:

@@ -1,0 +1,591 @@
+/**
+ * What the panel knows, and when it asks: no DOM, no Jupyter.
+ *
+ * One look is under way at most; it is asked for only while somebody sees the panel. An answer that doesn't come (the
+ * kernel runs a cell and has one shell only, or hangs) is waited for, never asked for again.
+ */
+import { ISignal, Signal } from '@lumino/signaling';
+
+import { LogText } from './logtext';
+import { IAnswer, ICall, IOutcome, IProgress, IService, PROTOCOL, Question, readReply, Reply, Verb } from './protocol';
+
+/** A kernel, as far as the model needs one. */
+export interface IKernel {
+  /** Ask; gives the reply's text. Rejects when there is none. */
+  ask(question: Question): Promise<string>;
+  /** Load the extension; gives what it printed. Rejects with its error. */
+  load(): Promise<string>;
+  /** Which kernel it is, also after a restart. */
+  readonly id: string;
+  /** Whether it says that it has nothing to do. */
+  readonly idle: boolean;
+}
+
+/** Why there is nothing to ask. */
+export type Absence =
+  'no notebook' | 'no kernel' | 'other language' | 'starting' | 'restarting' | 'dead' | 'disconnected';
+
+export type Situation = Absence | 'connecting' | 'not installed' | 'not loaded' | 'loading' | 'ready';
+
+export interface IMessage {
+  readonly text: string;
+  readonly error: boolean;
+}
+
+/** Milliseconds: after which an answer is overdue; without one by an idle kernel, after which it is given up. */
+const OVERDUE = 1_000;
+const LOST = 10_000;
+/** Milliseconds between two tries of what doesn't work, at most; and how long a line about what was done stays. */
+const LONGEST = 30_000;
+const STAYS = 8_000;
+/** Milliseconds until a look that follows something that was done. */
+const SOON = 100;
+/** Milliseconds that the outcome of *Copy code* is waited for: browsers let a press of a button count about so long. */
+const PATIENCE = 5_000;
+
+export class PanelModel {
+  constructor(client: string) {
+    this._client = client;
+  }
+
+  /** Emitted after every change. */
+  get changed(): ISignal<this, void> {
+    return this._changed;
+  }
+
+  /** Emitted when a kernel that says it is idle doesn't answer: the way to it must be made anew. */
+  get lost(): ISignal<this, void> {
+    return this._lost;
+  }
+
+  // -- what is known ------------------------------------------------------------------------------------------------
+
+  /** The notebook's name, or ''. */
+  title = '';
+  situation: Situation = 'no notebook';
+  /** More words about the situation: a language, an error. */
+  detail = '';
+  /** Whether an answer is overdue. */
+  busy = false;
+  services: readonly IService[] = [];
+  selected: string | null = null;
+  calls: readonly ICall[] = [];
+  moreCalls = 0;
+  /** Whose log was chosen: null for the newest call's. */
+  chosenLog: string | null = null;
+  readonly log = new LogText();
+  progress: readonly IProgress[] = [];
+  problem = '';
+  message: IMessage | null = null;
+
+  /** Seconds since what is shown was seen; null: nothing was. */
+  get age(): number | null {
+    return this._seenAt === null ? null : (Date.now() - this._seenAt) / 1_000;
+  }
+
+  /** Whether the kernel says that it has nothing to do. */
+  get idle(): boolean {
+    return this._kernel?.idle ?? false;
+  }
+
+  /** The service that is selected, if it is still there. */
+  get service(): IService | null {
+    return this.services.find(service => service.name === this.selected) ?? null;
+  }
+
+  /** The call whose log is shown. */
+  get call(): ICall | null {
+    return this.calls.find(call => call.id === this.log.of) ?? null;
+  }
+
+  /** What is being done to a service, by its name, or to a call, by its id; '' for nothing. */
+  doing(what: string): string {
+    return this._begun.get(what)?.words ?? this._busyWith[what] ?? '';
+  }
+
+  // -- where it asks ------------------------------------------------------------------------------------------------
+
+  /** Ask this kernel from now on. */
+  attach(kernel: IKernel, title: string): void {
+    this._leave();
+    this._kernel = kernel;
+    this.title = title;
+    this.situation = 'connecting';
+    this._ask();
+    this._emit();
+  }
+
+  /** There is nobody to ask. What was known stays where the kernel may come back. */
+  detach(why: Absence, title = '', detail = ''): void {
+    if (this._kernel === null && this.situation === why && this.title === title && this.detail === detail) {
+      return;
+    }
+    this._leave(why === 'disconnected' && title === this.title);
+    this.title = title;
+    this.situation = why;
+    this.detail = detail;
+    this._emit();
+  }
+
+  /** Whether somebody sees the panel. */
+  set visible(visible: boolean) {
+    if (visible !== this._visible) {
+      this._visible = visible;
+      this._failures = 0;
+      if (visible) {
+        this._ask();
+      } else {
+        this._cancelTimer();
+      }
+    }
+  }
+
+  get visible(): boolean {
+    return this._visible;
+  }
+
+  /** Milliseconds between an answer and the next question. */
+  set interval(interval: number) {
+    this._interval = interval;
+    this._plan();
+  }
+
+  get interval(): number {
+    return this._interval;
+  }
+
+  /** Whether what was run may have changed whether the extension is loaded: look. */
+  reconsider(): void {
+    if (this.situation === 'not loaded' || this.situation === 'not installed' || this._failures > 0) {
+      this._failures = 0;
+      this._ask();
+    }
+  }
+
+  /** Look now, seen or not; gives the situation. Null when no answer comes soon. */
+  async check(patience = 2_000): Promise<Situation | null> {
+    const kernel = this._kernel;
+    if (kernel === null) {
+      return this.situation;
+    }
+    this._ask(true);
+    const looking = this._looking;
+    if (looking === null) {
+      return this.situation;
+    }
+    const done = await within(
+      looking.then(() => true),
+      patience
+    );
+    return done === null ? null : this.situation;
+  }
+
+  dispose(): void {
+    this._leave();
+    clearTimeout(this._messageTimer);
+    Signal.clearData(this);
+  }
+
+  // -- what people do -----------------------------------------------------------------------------------------------
+
+  /** Show a service's calls and log; null for none. */
+  select(name: string | null): void {
+    this._touched = true;
+    this._select(name);
+    this._soon(0);
+    this._emit();
+  }
+
+  /** Show the log of a call, the service's own (`SERVICE_LOG`), or the newest call's (null). */
+  choose(log: string | null): void {
+    this.chosenLog = log;
+    this._soon(0);
+    this._emit();
+  }
+
+  /** Say something; an error stays until something else is said. */
+  say(text: string, error = false): void {
+    clearTimeout(this._messageTimer);
+    this.message = text === '' ? null : { text, error };
+    if (text !== '' && !error) {
+      this._messageTimer = setTimeout(() => this.say(''), STAYS);
+    }
+    this._emit();
+  }
+
+  /** Load the extension into the kernel. */
+  async load(): Promise<void> {
+    const kernel = this._kernel;
+    if (kernel === null || this.situation === 'loading') {
+      return;
+    }
+    this.situation = 'loading';
+    this.say('');
+    try {
+      const said = await kernel.load();
+      if (kernel === this._kernel) {
+        this.situation = 'connecting';
+        this.say(said.trim());
+        this._ask(true);
+      }
+    } catch (error) {
+      if (kernel === this._kernel) {
+        this.situation = 'not loaded';
+        this.say(`%load_ext kubetorch_jupyter failed: ${words(error)}`, true);
+      }
+    }
+  }
+
+  /** Cancel a call. */
+  stop(call: ICall): Promise<void> {
+    const service = call.id.split('/')[0] ?? '';
+    return this._act(call.id, 'is being cancelled', 'stop', { service, call: call.id });
+  }
+
+  /** Give a service a fresh process. */
+  restart(service: IService): Promise<void> {
+    return this._act(service.name, 'is being restarted', 'restart', {
+      service: service.name,
+      created: service.created
+    });
+  }
+
+  /** End a service and remove everything of it. */
+  tearDown(service: IService): Promise<void> {
+    return this._act(service.name, 'is being torn down', 'down', { service: service.name, created: service.created });
+  }
+
+  /** The Python that makes the handle of a service, and, where one is given, gets a call of it. */
+  async code(service: string, call: ICall | null): Promise<string> {
+    const id = this._nextId();
+    const outcome = new Promise<string>((resolve, reject) => {
+      this._waiting.set(id, { resolve, reject });
+    });
+    outcome.catch(() => undefined); // it may fail before somebody waits
+    try {
+      await this._order(id, 'code', {
+        service,
+        ...(call !== null ? { call: call.id, function: call.function } : {})
+      });
+      this._soon(SOON);
+      const text = await within(outcome, PATIENCE);
+      if (text === null) {
+        throw new Error('the kernel is busy, so the code could not be made; try again when it is idle');
+      }
+      return text;
+    } finally {
+      this._waiting.delete(id);
+    }
+  }
+
+  // -- asking -------------------------------------------------------------------------------------------------------
+
+  private _ask(unseen = false): void {
+    const kernel = this._kernel;
+    if (kernel === null || this._looking !== null || !(this._visible || unseen)) {
+      return;
+    }
+    this._cancelTimer();
+    const began = Date.now();
+    this._overdueTimer = setTimeout(() => this._notice(kernel, began), OVERDUE);
+    const looking = this._look(kernel).then(
+      reply => {
+        if (kernel === this._kernel) {
+          this._failures = 0;
+          this._took = Date.now() - began;
+          this._take(reply);
+        }
+      },
+      (error: unknown) => {
+        if (kernel === this._kernel) {
+          this._failures += 1;
+          this.problem = words(error);
+        }
+      }
+    );
+    const done = looking.finally(() => {
+      if (this._looking === done) {
+        this._cancelWaiting();
+        this._looking = null;
+        this.busy = false;
+        this._emit();
+        this._plan();
+      }
+    });
+    this._looking = done;
+  }
+
+  private async _look(kernel: IKernel): Promise<Reply> {
+    const text = await kernel.ask({
+      v: PROTOCOL,
+      client: this._client,
+      do: 'look',
+      service: this.selected,
+      log: this.chosenLog,
+      since: { log: this.log.generation, at: this.log.at },
+      heard: this._heard.get(kernel.id) ?? { life: '', n: 0 }
+    });
+    return readReply(text);
+  }
+
+  /** An answer is overdue: say so, and see whether it is lost. */
+  private _notice(kernel: IKernel, began: number): void {
+    if (kernel !== this._kernel) {
+      return;
+    }
+    this.busy = true;
+    this._emit();
+    const check = () => {
+      if (kernel === this._kernel && this._looking !== null) {
+        if (kernel.idle && Date.now() - began >= LOST) {
+          this._lost.emit();
+        } else {
+          this._lostTimer = setTimeout(check, LOST / 2);
+        }
+      }
+    };
+    this._lostTimer = setTimeout(check, LOST / 2);
+  }
+
+  private _take(reply: Reply): void {
+    if (reply.kind !== 'answer') {
+      this._forget();
+      this.situation = reply.kind;
+      return;
+    }
+    const answer = reply.answer;
+    if (this.situation !== 'loading') {
+      this.situation = 'ready';
+    }
+    this.problem = answer.error ?? answer.problem ?? '';
+    if (answer.error !== undefined) {
+      return;
+    }
+    this._busyWith = answer.busy ?? {};
+    this.progress = answer.progress ?? [];
+    this._takeServices(answer);
+    const { life = '', outcomes = [] } = answer;
+    const id = this._kernel?.id ?? '';
+    const before = this._heard.get(id);
+    let n = before?.life === life ? before.n : 0;
+    for (const outcome of outcomes) {
+      if (outcome.n > n) {
+        n = outcome.n;
+        this._takeOutcome(outcome);
+      }
+    }
+    this._heard.set(id, { life, n });
+  }
+
+  private _takeServices(answer: IAnswer): void {
+    if (answer.services === undefined) {
+      return; // nothing was seen yet
+    }
+    this._seenAt = Date.now() - 1_000 * (answer.age ?? 0);
+    this.services = answer.services;
+    if (this.selected !== null && this.service === null) {
+      this._select(null);
+    }
+    const only = this.services[0];
+    if (this.selected === null && !this._touched && only !== undefined && this.services.length === 1) {
+      this._select(only.name);
+      this._hurry = true;
+      return;
+    }
+    if (answer.selected === this.selected && this.selected !== null) {
+      this.calls = answer.calls ?? [];
+      this.moreCalls = answer.moreCalls ?? 0;
+      if (answer.log && (this.chosenLog === null || this.chosenLog === answer.log.of)) {
+        this.log.take(answer.log);
+      }
+    }
+  }
+
+  private _takeOutcome(outcome: IOutcome): void {
+    const waiting = this._waiting.get(outcome.id);
+    if (waiting !== undefined) {
+      if (outcome.error !== undefined) {
+        waiting.reject(new Error(outcome.error));
+      } else {
+        waiting.resolve(outcome.text ?? '');
+      }
+      return;
+    }
+    for (const [what, { id }] of this._begun) {
+      if (id === outcome.id) {
+        this._begun.delete(what);
+      }
+    }
+    this.say(outcome.error ?? outcome.text ?? '', outcome.error !== undefined);
+  }
+
+  private _plan(): void {
+    this._cancelTimer();
+    if (this._kernel === null || !this._visible || this._looking !== null) {
+      return;
+    }
+    if (this.situation === 'not loaded' || this.situation === 'not installed') {
+      return; // what is run tells when to ask again: there, a question is an execution like any other
+    }
+    if (this._hurry) {
+      this._hurry = false;
+      this._soon(0);
+      return;
+    }
+    const active = this.calls.some(call => call.active) || this.progress.some(line => line.state === 'running');
+    const wanted = active ? this._interval / 2 : this._interval;
+    const backoff = this._failures > 0 ? this._interval * 2 ** this._failures : 2 * this._took;
+    this._timer = setTimeout(() => this._ask(), Math.min(LONGEST, Math.max(wanted, backoff)));
+  }
+
+  /** Look before its time; after the look that is under way, if there is one. */
+  private _soon(delay: number): void {
+    if (this._looking !== null) {
+      this._hurry = true;
+    } else if (this._kernel !== null && this._visible) {
+      this._cancelTimer();
+      this._timer = setTimeout(() => this._ask(), delay);
+    }
+  }
+
+  private _cancelTimer(): void {
+    clearTimeout(this._timer);
+    this._timer = undefined;
+  }
+
+  private _cancelWaiting(): void {
+    clearTimeout(this._overdueTimer);
+    clearTimeout(this._lostTimer);
+  }
+
+  // -- doing --------------------------------------------------------------------------------------------------------
+
+  private async _act(what: string, doing: string, verb: Verb, about: IAbout): Promise<void> {
+    if (this.doing(what) !== '') {
+      return; // it was pressed already
+    }
+    const id = this._nextId();
+    this._begun.set(what, { id, words: doing });
+    this._emit();
+    try {
+      await this._order(id, verb, about);
+      this._soon(SOON);
+    } catch (error) {
+      if (this._begun.get(what)?.id === id) {
+        this._begun.delete(what);
+        this.say(words(error), true);
+      }
+    }
+  }
+
+  private async _order(id: string, verb: Verb, about: IAbout): Promise<void> {
+    const kernel = this._kernel;
+    if (kernel === null) {
+      throw new Error('there is no kernel to ask');
+    }
+    const reply = readReply(await kernel.ask({ v: PROTOCOL, client: this._client, do: verb, id, ...about }));
+    if (reply.kind !== 'answer') {
+      throw new Error('kubetorch_jupyter is not loaded in the kernel any more');
+    }
+    if (reply.answer.error !== undefined) {
+      throw new Error(reply.answer.error);
+    }
+  }
+
+  private _nextId(): string {
+    this._ids += 1;
+    return `${this._client}-${this._ids}`;
+  }
+
+  // -- inside -------------------------------------------------------------------------------------------------------
+
+  private _select(name: string | null): void {
+    if (name !== this.selected) {
+      this.selected = name;
+      this.chosenLog = null;
+      this.calls = [];
+      this.moreCalls = 0;
+      this.log.clear();
+    }
+  }
+
+  /** Leave the kernel. */
+  private _leave(remember = false): void {
+    this._kernel = null;
+    this._looking = null;
+    this._cancelTimer();
+    this._cancelWaiting();
+    this.busy = false;
+    this.detail = this.problem = '';
+    this._failures = this._took = 0;
+    this._begun.clear();
+    for (const { reject } of this._waiting.values()) {
+      reject(new Error('the kernel is gone'));
+    }
+    this._waiting.clear();
+    if (!remember) {
+      this._forget();
+    }
+  }
+
+  private _forget(): void {
+    this._select(null);
+    this._touched = false;
+    this.services = [];
+    this.progress = [];
+    this._busyWith = {};
+    this._seenAt = null;
+    this.problem = '';
+  }
+
+  private _emit(): void {
+    this._changed.emit();
+  }
+
+  private readonly _client: string;
+  private readonly _changed = new Signal<this, void>(this);
+  private readonly _lost = new Signal<this, void>(this);
+  private _kernel: IKernel | null = null;
+  private _visible = false;
+  private _interval = 1_000;
+  private _looking: Promise<void> | null = null;
+  private _hurry = false;
+  private _failures = 0;
+  private _took = 0;
+  private readonly _heard = new Map<string, { life: string; n: number }>();
+  private _ids = 0;
+  private _touched = false;
+  private _seenAt: number | null = null;
+  private _busyWith: Readonly<Record<string, string>> = {};
+  private readonly _begun = new Map<string, { id: string; words: string }>();
+  private readonly _waiting = new Map<string, { resolve: (text: string) => void; reject: (error: Error) => void }>();
+  private _timer: ReturnType<typeof setTimeout> | undefined;
+  private _overdueTimer: ReturnType<typeof setTimeout> | undefined;
+  private _lostTimer: ReturnType<typeof setTimeout> | undefined;
+  private _messageTimer: ReturnType<typeof setTimeout> | undefined;
+}
+
+interface IAbout {
+  readonly service: string;
+  readonly created?: number;
+  readonly call?: string;
+  readonly function?: string;
+}
+
+/** An error's words. */
+export function words(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
+
+/** What a promise gives, or null when it takes longer. */
+async function within<T>(promise: Promise<T>, patience: number): Promise<T | null> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const timeout = new Promise<null>(resolve => {
+    timer = setTimeout(() => resolve(null), patience);
+  });
+  try {
+    return await Promise.race([promise, timeout]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
