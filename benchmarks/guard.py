@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,12 @@ _ROUNDS = 3
 #: After which a row has had its chances.
 _SECONDS = 15.0
 #: Those with a goal that is a ratio to the limit, without what takes long.
-ROWS = [row for module in (w1, w2, w3, w4, w5, w6, w9) for row in module.ROWS if "256" not in row.name]
+ROWS = [
+    replace(row, limit=w5.waiting) if module is w5 else row
+    for module in (w1, w2, w3, w4, w5, w6, w9)
+    for row in module.ROWS
+    if "256" not in row.name
+]
 
 
 @dataclass(frozen=True)
