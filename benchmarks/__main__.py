@@ -73,6 +73,7 @@ def _read(files: Sequence[Path]) -> dict[str, Any]:
     rows = {(row["name"], row["place"]): row for run in runs for row in run["rows"]}
     return {
         **runs[0],
+        "runs": len(runs),
         "peers": {name: version for run in runs for name, version in run["peers"].items()},
         "rows": sorted(rows.values(), key=_position),
     }

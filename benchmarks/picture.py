@@ -72,12 +72,15 @@ def _curve(axes: Axes, rows: list[dict[str, Any]], xs: list[float], labels: list
     axes.plot(xs, [row["limit"] for row in rows], "-", color=_LIMIT, label="limit")
     axes.plot(xs, [row["ours"] for row in rows], "o-", color=_OURS, label="ours")
     axes.set_xscale("log")
-    axes.set_yscale("log")
     axes.set_xticks(xs, labels)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.set_ylim(bottom=min(*(row["limit"] for row in rows), *(row["ours"] for row in rows)) / 2)
+    if rows[0]["higher is better"]:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(bottom=min(*(row["limit"] for row in rows), *(row["ours"] for row in rows)) / 2)
+    else:
+        axes.set_ylim(bottom=0)  # what is to be flat is seen better so
     axes.grid(color="#eeeeee")
     axes.set_title(title, fontsize=9)
     axes.legend(frameon=False)

@@ -79,7 +79,11 @@ def markdown(run: Mapping[str, Any]) -> str:
         "ours / best peer",
         "goals: reached?",
     ]
-    parts = [machine.described(run["machine"]) + f"; medians of {run['rounds']} rounds.", _table([*head, "load"], ours)]
+    several = f"; rows of {run['runs']} runs, one after the other" if run.get("runs", 1) > 1 else ""
+    parts = [
+        machine.described(run["machine"]) + f"; medians of {run['rounds']} rounds{several}.",
+        _table([*head, "load"], ours),
+    ]
     names = list(dict.fromkeys(name for row in rows for name in (*row["peers"], *row["left out"])))
     compared = [row for row in rows if row["peers"]]
     if compared:

@@ -17,14 +17,14 @@ _PLACES = ("local", "direct", "proxy")
 
 def _line(place: Place) -> float:
     handle, cell = place.handle(spaced), timing.Lines()
-    with contextlib.redirect_stdout(cell):  # type: ignore[type-var]
+    with contextlib.redirect_stdout(cell):
         handle(_ONE)
     return cell.delay(_ONE)
 
 
 def _lines(place: Place, flush: bool) -> float:
     handle, cell = place.handle(dense), timing.Lines()
-    with contextlib.redirect_stdout(cell):  # type: ignore[type-var]
+    with contextlib.redirect_stdout(cell):
         seconds = timing.once(lambda: handle(_MANY, flush))
     cell.wait(_MANY, timeout=0)  # a call returns after its last line
     return seconds

@@ -30,14 +30,22 @@ def test_it_has_not_become_slow(row: Row, local: places.Local) -> None:
     assert found.within
 
 
+@pytest.fixture
+def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that fails does so at once."""
+    monkeypatch.setattr(guard, "_SECONDS", 0.0)
+
+
 _INVENTED = Row("W0", "nothing", "ms", lambda _: 0.001, lambda _: 0.0021, goals={"local": [Goal(1)]})
 
 
+@pytest.mark.usefixtures("briefly")
 def test_the_guard_fails_at_twice_the_goal(local: places.Local) -> None:
     assert not check(_INVENTED, local).within
     assert check(replace(_INVENTED, ours=lambda _: 0.0019), local).within
 
 
+@pytest.mark.usefixtures("briefly")
 def test_where_a_goal_is_not_reached_the_last_full_run_counts(
     local: places.Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,6 +54,7 @@ def test_where_a_goal_is_not_reached_the_last_full_run_counts(
     assert not check(replace(_INVENTED, ours=lambda _: 0.0041), local).within
 
 
+@pytest.mark.usefixtures("briefly")
 def test_the_guard_fails_below_half_of_a_rate(local: places.Local) -> None:
     rate = replace(_INVENTED, unit="calls/s", limit=lambda _: 100, higher_is_better=True, goals={"local": [Goal(0.5)]})
     assert not check(replace(rate, ours=lambda _: 24), local).within

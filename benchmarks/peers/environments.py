@@ -42,7 +42,7 @@ def python(name: str, requirements: Sequence[str], say: Callable[[str], None] = 
         return interpreter
     say(f"{name}: installing {', '.join(requirements)} into {folder} ...")
     venv.create(folder, clear=True, with_pip=True)
-    command = [interpreter, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
     done = subprocess.run([*command, *requirements], capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -82,7 +81,7 @@ class Peer:
 
     def _printed(self, function: Any, n: int, *arguments: Any) -> timing.Lines:
         lines = timing.Lines()
-        with contextlib.redirect_stdout(lines), warnings.catch_warnings():  # type: ignore[type-var]
+        with contextlib.redirect_stdout(lines):
             self._client.submit(function, *arguments, pure=False).result()
             lines.wait(n)
         return lines

@@ -59,7 +59,7 @@ class Peer:
 
     def _printed(self, function: Any, n: int, *more: Any) -> timing.Lines:
         lines = timing.Lines()
-        with contextlib.redirect_stdout(lines):  # type: ignore[type-var]
+        with contextlib.redirect_stdout(lines):
             result = self._view.apply_async(function, n, *more)
             with result.stream_output():
                 result.get()

@@ -97,7 +97,7 @@ class Peer:
 
     def _printed(self, method: str, n: int, *arguments: Any) -> timing.Lines:
         lines = timing.Lines()
-        with contextlib.redirect_stdout(lines):  # type: ignore[type-var]
+        with contextlib.redirect_stdout(lines):
             ray.get(getattr(self._actor, method).remote(*arguments))
             lines.wait(n)
         return lines
