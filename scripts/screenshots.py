@@ -94,6 +94,26 @@ failed = trainer.spawn("3")
 running = trainer.spawn(1000)""",
     "kt.panel()",
 )
+SIDE_PANEL = (
+    """\
+%load_ext kubetorch_jupyter
+
+def predict(rows): return [0] * rows
+
+def train(epochs):
+    import time
+    loss = 1.0
+    for epoch in range(epochs):
+        time.sleep(0.3)
+        loss *= 0.97
+        print(f"epoch {epoch:3}  loss {loss:.4f}")
+    return loss
+
+predictor = kt.fn(predict).to(kt.Compute(cpus="1"))
+trainer = kt.fn(train).to(kt.Compute(memory="2Gi"))
+first = trainer(epochs=3)""",
+    "trainer(epochs=200)",
+)
 #: Not in the picture: the buttons of the active cell, its frame, the bar beside it, and the faintness of prompts.
 STYLE = """
 .jp-cell-toolbar, .jp-Notebook-footer, .jp-Toast, .Toastify { display: none !important; }
@@ -176,11 +196,56 @@ def panel(page: Page, server: Server) -> None:
     server.use_theme("JupyterLab Light")
 
 
+def side_panel(page: Page, server: Server) -> None:
+    """JupyterLab with the side panel while a cell waits for a call, light and dark."""
+    page.set_viewport_size({"width": 1000, "height": 760})
+    for theme in ("Light", "Dark"):
+        server.use_theme(f"JupyterLab {theme}")
+        notebook = open_notebook(page, server, f"side-panel-{theme.lower()}", SIDE_PANEL)
+        notebook.command("kubetorch:open-panel")
+        shown = page.get_by_role("region", name="Kubetorch")
+        shown.wait_for()
+        divider(page, 360)
+        notebook.run(0)
+        notebook.start(1)
+        shown.get_by_role("option").filter(has_text="train").click()
+        shown.get_by_role("log").get_by_text("epoch   9").wait_for()
+        page.mouse.move(2, 2)
+        # Without the menus above and the status bar below.
+        top = page.locator(".jp-NotebookPanel").first.bounding_box()
+        bottom = page.locator("#jp-bottom-panel").bounding_box()
+        if top is None or bottom is None:
+            sys.exit("screenshots: the notebook can't be seen")
+        clip = FloatRect(x=0, y=top["y"], width=1000, height=bottom["y"] - top["y"])
+        page.screenshot(path=IMAGES / f"side-panel-{theme.lower()}.png", clip=clip)
+        notebook.stop()
+        notebook.wait_run(1)
+        for service in ("predict", "train"):
+            notebook.execute(f"kt.teardown({service!r})")
+        notebook.close()
+    server.use_theme("JupyterLab Light")
+
+
+def divider(page: Page, width: int) -> None:
+    """Make the right side so wide, in pixels, by dragging its edge."""
+    handle = page.locator("#jp-main-split-panel > .lm-SplitPanel-handle:not(.lm-mod-hidden)").last.bounding_box()
+    size = page.viewport_size
+    panel = page.locator("#jp-right-stack").bounding_box()
+    if handle is None or size is None or panel is None:
+        sys.exit("screenshots: the side panel can't be seen")
+    x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + panel["width"] - width, y, steps=4)
+    page.mouse.up()
+
+
 PICTURES: dict[str, Callable[[Page, Server], None]] = {
     "first-call": first_call,
     "error": error,
     "figure": figure,
     "panel": panel,
+    "side-panel": side_panel,
 }
 
 
@@ -200,7 +265,8 @@ def main(names: Sequence[str]) -> int:
         browser = playwright.chromium.launch(executable_path=browser_path, args=BROWSER_ARGS)
         stack.callback(browser.close)
         for name in names or PICTURES:
-            scale = 1.5 if name in ("error", "figure") else 2  # so that it isn't too large
+            # So that none is too large.
+            scale = {"error": 1.5, "figure": 1.5, "side-panel": 1.3}.get(name, 2)
             page = browser.new_page(viewport={"width": 800, "height": 900}, device_scale_factor=scale)
             PICTURES[name](page, server)
             page.close()

@@ -378,6 +378,14 @@ def test_code_to_copy(namespace: dict[str, Any]) -> None:
         assert counter.add(0) == 7
         assert scope["call"].id == added.id
 
+        cells = kt.Cells("panel-cells").to(kt.Compute())
+        asker.ask("code", id="n", service="panel-cells")
+        code = asker.outcome("n")["text"]
+        assert code.endswith("# or a cell: %%kt -n panel-cells")
+        exec(code, scope)
+        assert repr(scope["panel_cells"]).startswith("<kubetorch Cells panel-cells")
+        cells.teardown()
+
         asker.ask("code", id="c", service="panel-code")
         assert asker.outcome("c")["text"].endswith("panel_code(n=...)")
     asker.ask("code", id="d", service="panel-code")

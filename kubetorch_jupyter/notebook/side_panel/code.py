@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import kubetorch_jupyter as kt
+from pod_server.cells import Namespace
 
 __all__ = ["call_code", "service_code"]
 
@@ -38,24 +39,28 @@ def call_code(name: str, id: str, function: str) -> str:
     )
 
 
+def _is_namespace(handle: Any) -> bool:
+    """Whether ``%%kt`` cells run in it."""
+    interface = handle.service.interface
+    return interface is not None and interface.label == Namespace.__name__
+
+
 def _make(handle: Any, name: str, variable: str) -> str:
-    if isinstance(handle, kt.Fn):
-        return f'{variable} = kt.fn(name="{name}")'
-    if isinstance(handle, kt.Cls):
-        return f'{variable} = kt.cls(name="{name}")'
-    return f'{variable} = kt.Module.from_name("{name}")'
+    if _is_namespace(handle):
+        return f'{variable} = kt.Cells("{name}")'
+    return f'{variable} = kt.{"fn" if isinstance(handle, kt.Fn) else "cls"}(name="{name}")'
 
 
 def _hint(handle: Any, variable: str, function: str = "") -> str:
     """The line that calls, with the parameters' names to fill in."""
+    if _is_namespace(handle):
+        return f"# or a cell: %%kt -n {handle.service.name}"
     if isinstance(handle, kt.Fn):
         return f"{variable}({_parameters(handle)})"
-    if isinstance(handle, kt.Cls):
-        method = function.rpartition(".")[2]
-        if method.isidentifier() and not method.startswith("_"):
-            return f"{variable}.{method}({_parameters(getattr(handle, method, None))})"
-        return f"# {variable}.METHOD(...) calls one of its methods"
-    return f"# {variable}: %%kt -n NAME runs a cell in it"
+    method = function.rpartition(".")[2]
+    if method.isidentifier() and not method.startswith("_"):
+        return f"{variable}.{method}({_parameters(getattr(handle, method, None))})"
+    return f"# {variable}.METHOD(...) calls one of its methods"
 
 
 def _parameters(target: Any) -> str:
