@@ -7,7 +7,6 @@ import contextlib
 import copy
 import logging
 import random
-import threading
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -132,8 +131,8 @@ class Mirror:
                 self._version = ""
                 self._lost(e)
             except Exception as e:
-                if not threading.main_thread().is_alive() or not self._owner.cluster.usable:
-                    return  # the process ends, and takes from under us what requests are made with
+                if "cannot schedule new futures" in str(e) or not self._owner.cluster.usable:
+                    return  # the process ends, and takes from under us the threads that requests are made with
                 log.exception("a watch of namespace %s met what it doesn't know", self._owner.namespace)
                 self._version = ""
                 self._lost(ConnectionFailedError(f"the namespace can't be watched: {type(e).__name__}: {e}"))
