@@ -245,7 +245,7 @@ class Session:
     async def _gone(self) -> None:
         """Wait until the client has gone."""
         while (message := await self._receive())["type"] != "websocket.disconnect":
-            self._message(message.get("bytes"))  # it came with the handshake, before `on_message` was set
+            self._message(message.get("bytes"))  # it came before our answer to the handshake
 
     def _message(self, data: bytes | None) -> None:
         """Take a message; None is one of text."""
