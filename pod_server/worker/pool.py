@@ -85,7 +85,7 @@ class Pool:
 
     One thread at a time is woken for what waits; when it has taken a call and more wait, it wakes the next. So of many
     small calls that come together, two or three threads run most, one after the other. To wake a thread for each costs
-    more than such a call, since all of them take turns at the interpreter's lock (no-op calls, 64 in flight: 1.5 times
+    more than such a call, since all of them take turns at the interpreter's lock (no-op calls, 64 in flight: 1.6 times
     as many a second). A call that blocks holds up nobody: the next thread is on its way before it begins.
 
     Parameters
