@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .compute import Compute
 from .errors import ConfigError
@@ -34,6 +34,8 @@ class Code:
     cwd: str | None
     sys_path: list[str] | None
     env: dict[str, str]
+    #: The last fingerprints, and of which bundle: each step of a deploy asks for them, and that may be packed anew.
+    _known: tuple[Bundle, tuple[str, str]] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def env_vars(self) -> dict[str, str]:
@@ -62,6 +64,11 @@ class Code:
 
     def fingerprints(self) -> tuple[str, str]:
         """``(version, worker)``: of everything that was sent, and of what only a new worker process can take on."""
+        if self._known is None or self._known[0] is not self.bundle:
+            self._known = self.bundle, self._make_fingerprints()
+        return self._known[1]
+
+    def _make_fingerprints(self) -> tuple[str, str]:
         lasting = {k: v for k, v in self.env.items() if not _VOLATILE.match(k)}
         steps = [self.bundle.steps.digest] if self.bundle.steps is not None else []
         python = [sys.version_info[:3], sys.executable] if self.sys_path is not None else []
@@ -83,12 +90,13 @@ def take_code(bundle: Bundle, compute: Compute, cwd: str) -> Code:
 
 
 def _check_size(env: dict[str, str]) -> None:
-    sizes = {name: len(json.dumps({name: value})) for name, value in env.items()}
-    if sum(sizes.values()) > _ENV_BYTES:
+    size = len(json.dumps(env))
+    if size > _ENV_BYTES:
+        sizes = {name: len(json.dumps({name: value})) for name, value in env.items()}
         largest = sorted(sizes, key=lambda name: -sizes[name])[:3]
         named = ", ".join(f"{name} ({sizes[name] / 1024:.1f} KiB)" for name in largest)
         raise ConfigError(
-            f"the environment has {sum(sizes.values()) / 1024:.0f} KiB, and a pod takes {_ENV_BYTES >> 10}; "
+            f"the environment has {size / 1024:.0f} KiB, and a pod takes {_ENV_BYTES >> 10}; "
             f"the largest are {named}. Take out of os.environ what isn't needed, or "
             "send it as an argument or a captured value"
         )

@@ -47,9 +47,10 @@ async def adopt(backend: Backend, session: Session) -> dict[str, Any] | None:
 
     Pods elsewhere are nobody's: they end with their service.
     """
-    if backend.here:
-        await session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))
-    found: dict[str, Any] | None = (await session.request("status")).get("code")
+    asked = [session.request("adopt", pid=os.getpid(), start=start_of(os.getpid()))] if backend.here else []
+    # Both at once: the pod answers in order.
+    *_, status = await asyncio.gather(*asked, session.request("status"))
+    found: dict[str, Any] | None = status.get("code")
     return found
 
 

@@ -6,6 +6,7 @@ that a handle from `from_name` knows as much as the one that deployed it.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Entry:
     doc: str | None = None
     check: Callable[..., None] | None = field(default=None, repr=False, compare=False)
 
-    @property
+    @functools.cached_property
     def parameters(self) -> frozenset[str]:
         """The names that the user's function itself gives to parameters."""
         if self.signature is None:

@@ -268,6 +268,10 @@ def discard_empty(runtime: Path) -> None:
 
 
 def _claim(runtime: Path, name: str, describe: Callable[[Mapping[str, str]], dict[str, Any]]) -> tuple[Record, bool]:
+    live = read(name, runtime)
+    if live is not None and live.state == "running":
+        # The most frequent case, a redeploy, changes nothing here: no lock, and no look at all the other services.
+        return live, False
     aside: list[Path] = []
     try:
         with _locked(runtime):

@@ -58,7 +58,9 @@ class _Cell:
 
     def enter(self, output: Output) -> int:
         self.running.add(output)
-        if len(self.running) > 1:
+        count = len(self.running)
+        output.prefixed = count > 1
+        if count == 2:  # with more of them, the others have got theirs already
             for each in list(self.running):
                 each.prefixed = True
         return next(self._numbers)

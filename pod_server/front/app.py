@@ -94,7 +94,7 @@ class App:
                 await send({"type": "websocket.close", "code": 1008})
             return
         await send({"type": "websocket.accept"})
-        await Session(self._pod, receive, send, scope.get("kt.abort") or (lambda: None)).run()
+        await Session(self._pod, scope["kt.connection"], receive, send).run()
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         return [(b"x-kubetorch-pod", self._pod.params.incarnation.encode())]

@@ -11,7 +11,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..wire import MAX_FRAME, PROTOCOL, Decoder, Frame, FrameType, WireError, encode, parse_call_id
 from .calls import WINDOW, count_of
@@ -20,8 +20,9 @@ from .records import Client, Subscription
 
 if TYPE_CHECKING:
     from .pod import Pod
+    from .worker import Worker
 
-__all__ = ["Session"]
+__all__ = ["Connection", "Session"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,32 @@ _SILENCE = 5.0
 _ASKED = 3
 
 
+class Connection(Protocol):
+    """An accepted WebSocket, used directly (`server`)."""
+
+    #: Called with each message; None for one of text.
+    on_message: Callable[[bytes | None], None] | None
+    #: Called when it takes more again.
+    on_writable: Callable[[], None] | None
+
+    @property
+    def takes_more(self) -> bool:
+        """Whether what is written now goes to the system, and doesn't have to wait in memory."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send a message; nothing when the connection is on its way out."""
+        ...
+
+    def hold(self, held: bool) -> None:
+        """Take nothing more from it for now, or go on."""
+        ...
+
+    def abort(self) -> None:
+        """Close it without waiting for anything: a black hole never lets it close in order."""
+        ...
+
+
 class Session:
     """One connection.
 
@@ -47,23 +74,23 @@ class Session:
     ----------
     pod
         What it is a session with.
+    connection
+        For the messages.
     receive, send
-        As ASGI has them, the connection accepted.
-    abort
-        Closes the connection without waiting for anything.
+        As ASGI has them, the connection accepted: for its end, which either side may bring about.
     """
 
     def __init__(
         self,
         pod: Pod,
+        connection: Connection,
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
-        abort: Callable[[], None],
     ) -> None:
         self._pod = pod
+        self._connection = connection
         self._receive = receive
         self._send = send
-        self._abort = abort
         self._loop = asyncio.get_running_loop()
         self._decoder = Decoder()
         self.client = Client("")
@@ -73,9 +100,15 @@ class Session:
         self._dirty: deque[Subscription] = deque()
         self._control: deque[bytes] = deque()
         self._control_bytes = 0
-        self._wake = asyncio.Event()
+        #: `_write` is going to be called.
+        self._due = False
         self._closing: int | None = None
         self._goodbye = b""
+        #: Done when we want to close the connection, and when everything has been written that is to go out before.
+        self._ending: asyncio.Future[None] = self._loop.create_future()
+        self._written: asyncio.Future[None] = self._loop.create_future()
+        #: Waits while the worker doesn't read.
+        self._holding: asyncio.Task[None] | None = None
         #: Done when the connection has ended.
         self.over: asyncio.Future[None] = self._loop.create_future()
         self._heard = self._loop.time()
@@ -94,12 +127,12 @@ class Session:
             _log.warning("client %s does not read its answers", self.client.id)
             self.drop()
             return
-        self._wake.set()
+        self._wake()
 
     def readable(self, sub: Subscription) -> None:
         """A record has something new for one of our readers."""
         self._dirty.append(sub)
-        self._wake.set()
+        self._wake()
 
     def subscribe(self, sub: Subscription) -> None:
         """Read a record on a channel."""
@@ -119,15 +152,21 @@ class Session:
         if self._closing is None:
             meta = {"reason": reason[:1000]} if error is None else {"reason": reason[:1000], "error": error}
             self._goodbye = encode(FrameType.GOODBYE, 0, meta)
+            self._end(code)
+
+    def _end(self, code: int) -> None:
+        """Take nothing more, and close when everything has been written."""
+        if self._closing is None:
             self._closing = code
-            self._wake.set()
+            self._ending.set_result(None)
+            self._wake()
 
     def drop(self) -> None:
         """Close at once: the other side is gone or must not be waited for."""
         self._closing = self._closing or 1011
         if not self.over.done():
             self.over.set_result(None)
-        self._abort()
+        self._connection.abort()
 
     def _collect(self) -> bytes:
         """The next message: control frames, then some of each record in turn; empty when there is nothing."""
@@ -153,17 +192,29 @@ class Session:
                 dirty.append(sub)
         return out[0] if len(out) == 1 else b"".join(out)
 
-    async def _write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            while data := self._collect():
-                await self._send({"type": "websocket.send", "bytes": data})
-            if self._closing is not None:
-                if self._goodbye:
-                    await self._send({"type": "websocket.send", "bytes": self._goodbye})
-                await self._send({"type": "websocket.close", "code": self._closing})
-                return
+    def _wake(self) -> None:
+        """There is something to write: in the next turn of the loop, with all that comes in this one."""
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._write)
+
+    def _write(self) -> None:
+        self._due = False
+        connection = self._connection
+        try:
+            while connection.takes_more and not self._written.done():  # else `on_writable` goes on
+                data = self._collect()
+                if not data:
+                    data, self._goodbye = self._goodbye, b""
+                if data:
+                    connection.write(data)
+                elif self._closing is not None:
+                    self._written.set_result(None)
+                else:
+                    break
+        except Exception:
+            _log.error("a session broke", exc_info=True)
+            self.drop()
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -171,50 +222,61 @@ class Session:
         """Serve the connection until it ends."""
         self._timer = self._loop.call_later(_INTRODUCE, self._watch)
         self._pod.sessions.add(self)
-        reader = self._loop.create_task(self._read())
-        writer = self._loop.create_task(self._write())
+        self._connection.on_writable = self._wake
+        self._connection.on_message = self._message
+        gone = self._loop.create_task(self._gone())
         try:
-            await asyncio.wait({reader, writer, self.over}, return_when=asyncio.FIRST_COMPLETED)
-            if reader.done() and self._closing is not None and not writer.done() and not self.over.done():
+            await asyncio.wait({gone, self._ending, self.over}, return_when=asyncio.FIRST_COMPLETED)
+            if self._ending.done():
                 # We have said goodbye: let it go out, but don't wait for a client that doesn't take it.
-                await asyncio.wait({writer, self.over}, timeout=2.0, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({gone, self._written, self.over}, timeout=2.0, return_when=asyncio.FIRST_COMPLETED)
+            if self._written.done():
+                await self._send({"type": "websocket.close", "code": self._closing})
+        except Exception as e:
+            if not _is_disconnect(e):
+                _log.error("a session broke", exc_info=e)
         finally:
-            for task in (reader, writer):
-                task.cancel()
-            results = await asyncio.gather(reader, writer, return_exceptions=True)
-            for result in results:
-                if isinstance(result, Exception) and not _is_disconnect(result):
-                    _log.error("a session broke", exc_info=result)
+            for task in (gone, self._holding):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.wait({task})
             self._ended()
 
-    async def _read(self) -> None:
-        while self._closing is None:
-            message = await self._receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            self._heard = self._loop.time()
-            self._asked = 0
-            data = message.get("bytes")
-            try:
-                if data is None:
-                    raise Violation("a session has binary messages only")
-                for frame in self._decoder.feed(data):
-                    self._take(frame)
-            except Violation as e:
-                self.close(e.reason, e.error, 1002)
-            except WireError as e:
-                self.close(str(e), None, 1002)
-            except Exception as e:
-                # A bug of ours. It costs this connection, and whoever holds it hears why.
-                _log.critical("a session's frame could not be handled", exc_info=True)
-                self.close(f"the pod could not handle a frame: {type(e).__name__}: {e}", None, 1011)
-            await self._worker_reads()
+    async def _gone(self) -> None:
+        """Wait until the client has gone."""
+        while (message := await self._receive())["type"] != "websocket.disconnect":
+            self._message(message.get("bytes"))  # it came before our answer to the handshake
 
-    async def _worker_reads(self) -> None:
-        """Wait while too much waits for a worker that doesn't read."""
+    def _message(self, data: bytes | None) -> None:
+        """Take a message; None is one of text."""
+        if self._closing is not None:
+            return
+        self._heard = self._loop.time()
+        self._asked = 0
+        try:
+            if data is None:
+                raise Violation("a session has binary messages only")
+            for frame in self._decoder.feed(data):
+                self._take(frame)
+        except Violation as e:
+            self.close(e.reason, e.error, 1002)
+        except WireError as e:
+            self.close(str(e), None, 1002)
+        except Exception as e:
+            # A bug of ours. It costs this connection, and whoever holds it hears why.
+            _log.critical("a session's frame could not be handled", exc_info=True)
+            self.close(f"the pod could not handle a frame: {type(e).__name__}: {e}", None, 1011)
         worker = self._pod.supervisor.current
-        while worker is not None and worker.waiting > _WORKER_LIMIT and not worker.dead:
+        if worker is not None and worker.waiting > _WORKER_LIMIT and self._holding is None:
+            self._connection.hold(True)
+            self._holding = self._loop.create_task(self._go_on(worker))
+
+    async def _go_on(self, worker: Worker) -> None:
+        """Take messages again when the worker has read."""
+        while worker.waiting > _WORKER_LIMIT and not worker.dead:
             await worker.taken()
+        self._holding = None
+        self._connection.hold(False)
 
     def _take(self, frame: Frame) -> None:
         kind = frame.type
@@ -249,8 +311,7 @@ class Session:
         elif kind is FrameType.REQUEST:
             pod.requests.handle(self, frame.channel, frame.meta)
         elif kind is FrameType.GOODBYE:
-            self._closing = 1000
-            self._wake.set()
+            self._end(1000)
         else:
             raise Violation(f"a client may not send {kind.name}")
 

@@ -61,7 +61,8 @@ class PoolThread(threading.Thread):
         self.pool = pool
         #: What it runs or was given to run; the pool's lock guards it.
         self.job: Call | None = None
-        self.counted = True
+        #: Whether that takes a place.
+        self.counted = False
         self.abandoned = False
         self.call: Call | None = None
         self.nap = threading.Lock()
@@ -82,6 +83,11 @@ class PoolThread(threading.Thread):
 class Pool:
     """The threads, and the calls that wait for one.
 
+    One thread at a time is woken for what waits; when it has taken a call and more wait, it wakes the next. So of many
+    small calls that come together, two or three threads run most, one after the other. To wake a thread for each costs
+    more than such a call, since all of them take turns at the interpreter's lock (no-op calls, 64 in flight: 1.6 times
+    as many a second). A call that blocks holds up nobody: the next thread is on its way before it begins.
+
     Parameters
     ----------
     limit
@@ -97,48 +103,76 @@ class Pool:
         self._idle: list[PoolThread] = []
         self._queue: collections.deque[Call] = collections.deque()
         self._busy = 0
+        #: A thread has been woken for the queue and hasn't looked at it yet. True whenever there is a call that waits
+        #: and a place for it.
+        self._coming = False
         self._numbers = itertools.count(1)
 
     def submit(self, call: Call, *, extra: bool = False) -> None:
         """Run a call when there is a place for it; `extra`: at once, and it takes nobody's place."""
+        if not extra:
+            self._queue.append(call)
+            self._summon()
+            return
         with self._lock:
-            if not extra:
-                if self._busy >= self.limit:
-                    self._queue.append(call)
-                    return
-                self._busy += 1
             thread = self._idle.pop() if self._idle else None
-        self._hand(thread, call, not extra)
+        self._wake(thread, call)
 
-    def _hand(self, thread: PoolThread | None, call: Call, counted: bool) -> None:
+    def _summon(self) -> None:
+        """Wake a thread for what waits, if there is a place for it."""
+        with self._lock:
+            if self._coming or not self._queue or self._busy >= self.limit:
+                return
+            self._coming = True
+            thread = self._idle.pop() if self._idle else None
+        try:
+            self._wake(thread, None)
+        except RuntimeError:
+            self._coming = False
+            if not self._busy:
+                raise  # the system gives us no thread at all
+            # Those that there are take what waits, one after the other.
+
+    def _wake(self, thread: PoolThread | None, job: Call | None) -> None:
+        """Have a thread run `job`, or without one what waits; a new thread when none is idle."""
         if thread is None:
             thread = PoolThread(self, next(self._numbers))
-            thread.job = call
-            thread.counted = counted
+            thread.job = job
             # Maybe at the end of a call: the thread is not the call's.
             contextvars.Context().run(thread.start)
         else:
-            thread.job = call
-            thread.counted = counted
+            thread.job = job
             thread.wake.release()
 
     def serve(self, thread: PoolThread) -> None:
         """The life of a thread."""
-        run, lock, queue, idle, wake = self._run, self._lock, self._queue, self._idle, thread.wake
+        run, lock, queue, wake = self._run, self._lock, self._queue, thread.wake
         while True:
-            assert thread.job is not None
-            run(thread.job, thread)
-            with lock:
-                thread.job = None
-                if thread.abandoned:
-                    return
-                if thread.counted and queue and self._busy <= self.limit:
-                    thread.job = queue.popleft()
-                    continue
-                if thread.counted:
-                    self._busy -= 1
-                idle.append(thread)
+            if thread.job is None:
+                with lock:
+                    self._coming = False
+                    self._take(thread)
+                if queue:
+                    self._summon()
+            while thread.job is not None:
+                run(thread.job, thread)
+                with lock:
+                    thread.job = None
+                    if thread.abandoned:
+                        return
+                    if thread.counted:
+                        self._busy -= 1
+                    self._take(thread)
             wake.acquire()
+
+    def _take(self, thread: PoolThread) -> None:
+        """Give a thread a call that waits, or count it as idle; the lock is held."""
+        thread.counted = bool(self._queue) and self._busy < self.limit
+        if thread.counted:
+            thread.job = self._queue.popleft()
+            self._busy += 1
+        else:
+            self._idle.append(thread)
 
     def abandon(self, thread: PoolThread, call: Call) -> None:
         """Give the place of the thread that runs `call` to another: the call was cancelled and doesn't end.
@@ -152,20 +186,9 @@ class Pool:
             if not thread.counted:
                 return
             self._busy -= 1
-        self._fill()
+        self._summon()
 
     def resize(self, limit: int) -> None:
         """Change how many calls run at once."""
         self.limit = limit
-        self._fill()
-
-    def _fill(self) -> None:
-        """Start what waits and has a place now."""
-        while True:
-            with self._lock:
-                if not self._queue or self._busy >= self.limit:
-                    return
-                call = self._queue.popleft()
-                self._busy += 1
-                thread = self._idle.pop() if self._idle else None
-            self._hand(thread, call, True)
+        self._summon()

@@ -99,6 +99,7 @@ class Root:
         self._pods: dict[str, Pod] = {}
         self._closing = False
         self._complete = False  # whether everything is imported
+        self._spawned = False
         self._wake = take_signals()
         self._poller.add(self._wake, self._on_children)
         if control is not None:
@@ -117,15 +118,18 @@ class Root:
                 self._poller.add(fd, self._close)
         while not self._closing:
             # The first pod's zygote imports the worker while its front starts; we do that for the later ones, when
-            # nobody waits.
+            # nobody waits, or with the next pod.
             if not self._poller.once(None if self._complete else _IDLE):
-                preload_worker()
-                self._complete = True
+                self._import_rest()
         # Reaped by us rather than left to an init that perhaps reaps nobody (a container's).
         deadline = time.monotonic() + grace
         while any(not p.params.get("detach") for p in self._pods.values()):
             if not self._poller.once(deadline - time.monotonic()):
                 return
+
+    def _import_rest(self) -> None:
+        preload_worker()
+        self._complete = True
 
     def once(self, timeout: float | None = None) -> bool:
         """Handle what happens next."""
@@ -205,6 +209,9 @@ class Root:
         self._poller.add(pod.words, lambda: self._on_words(pod))
         self._poller.add(pod.gate, lambda: self._on_gate(pod))
         try:
+            if self._spawned and not self._complete and all(p.ready for p in self._pods.values() if p is not pod):
+                self._import_rest()  # its front starts meanwhile; else its zygote would do it, and that of the next pod
+            self._spawned = True
             self._fork_zygote(pod)
         except OSError as e:
             pod.last_words = json.dumps({"reason": f"no process can be started: {e.strerror}"})
