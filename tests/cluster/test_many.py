@@ -17,6 +17,7 @@ from tests.kernel.harness import Kernel
 from tests.kernel.test_deploy import CONTROL, LAG, _percentile
 from tests.promises import promise, record
 
+pytestmark = pytest.mark.alone
 SERVICES = 20
 REPLICAS = 10
 
