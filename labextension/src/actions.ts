@@ -1,7 +1,8 @@
 /** What buttons and commands do: ask where something is lost, then have the model do it. */
 import { Clipboard, Dialog, InputDialog, showDialog } from '@jupyterlab/apputils';
 
-import { PanelModel, words } from './model';
+import { words } from './kernel';
+import type { PanelModel } from './model';
 import type { ICall, IService } from './protocol';
 import type { IActions } from './views/details';
 

@@ -6,7 +6,8 @@ import { CommandRegistry } from '@lumino/commands';
 import { Actions } from './actions';
 import { deployed, onPod } from './cells';
 import { panelIcon } from './icons';
-import { PanelModel, words } from './model';
+import { words } from './kernel';
+import type { PanelModel } from './model';
 
 export const CommandIDs = {
   open: 'kubetorch:open-panel',

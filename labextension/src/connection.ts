@@ -1,7 +1,7 @@
 /** The way to one kernel: a connection of the panel's own, with a subshell of its own where the kernel has those. */
 import { CommsOverSubshells, Kernel, KernelMessage } from '@jupyterlab/services';
 
-import type { IKernel } from './model';
+import type { IKernel } from './kernel';
 import type { Question } from './protocol';
 import { expression, KEY } from './question';
 

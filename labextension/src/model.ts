@@ -6,20 +6,10 @@
  */
 import { ISignal, Signal } from '@lumino/signaling';
 
+import { IKernel, within, words } from './kernel';
 import { LogText } from './logtext';
-import { IAnswer, ICall, IOutcome, IProgress, IService, PROTOCOL, Question, readReply, Reply, Verb } from './protocol';
-
-/** A kernel, as far as the model needs one. */
-export interface IKernel {
-  /** Ask; gives the reply's text. Rejects when there is none. */
-  ask(question: Question): Promise<string>;
-  /** Load the extension; gives what it printed. Rejects with its error. */
-  load(): Promise<string>;
-  /** Which kernel it is, also after a restart. */
-  readonly id: string;
-  /** Whether it says that it has nothing to do. */
-  readonly idle: boolean;
-}
+import { IAbout, Orders } from './orders';
+import { IAnswer, ICall, IProgress, IService, PROTOCOL, readReply, Reply, Verb } from './protocol';
 
 /** Why there is nothing to ask. */
 export type Absence =
@@ -40,12 +30,15 @@ const LONGEST = 30_000;
 const STAYS = 8_000;
 /** Milliseconds until a look that follows something that was done. */
 const SOON = 100;
-/** Milliseconds that the outcome of *Copy code* is waited for: browsers let a press of a button count about so long. */
-const PATIENCE = 5_000;
-
 export class PanelModel {
   constructor(client: string) {
     this._client = client;
+    this._orders = new Orders(client, {
+      kernel: () => this._kernel,
+      say: (text, error) => this.say(text, error),
+      changed: () => this._emit(),
+      soon: () => this._soon(SOON)
+    });
   }
 
   /** Emitted after every change. */
@@ -100,7 +93,7 @@ export class PanelModel {
 
   /** What is being done to a service, by its name, or to a call, by its id; '' for nothing. */
   doing(what: string): string {
-    return this._begun.get(what)?.words ?? this._busyWith[what] ?? '';
+    return this._orders.doing(what) || (this._busyWith[what] ?? '');
   }
 
   // -- where it asks ------------------------------------------------------------------------------------------------
@@ -256,26 +249,8 @@ export class PanelModel {
   }
 
   /** The Python that makes the handle of a service, and, where one is given, gets a call of it. */
-  async code(service: string, call: ICall | null): Promise<string> {
-    const id = this._nextId();
-    const outcome = new Promise<string>((resolve, reject) => {
-      this._waiting.set(id, { resolve, reject });
-    });
-    outcome.catch(() => undefined); // it may fail before somebody waits
-    try {
-      await this._order(id, 'code', {
-        service,
-        ...(call !== null ? { call: call.id, function: call.function } : {})
-      });
-      this._soon(SOON);
-      const text = await within(outcome, PATIENCE);
-      if (text === null) {
-        throw new Error('the kernel is busy, so the code could not be made; try again when it is idle');
-      }
-      return text;
-    } finally {
-      this._waiting.delete(id);
-    }
+  code(service: string, call: ICall | null): Promise<string> {
+    return this._orders.code(service, call);
   }
 
   // -- asking -------------------------------------------------------------------------------------------------------
@@ -371,7 +346,7 @@ export class PanelModel {
     for (const outcome of outcomes) {
       if (outcome.n > n) {
         n = outcome.n;
-        this._takeOutcome(outcome);
+        this._orders.take(outcome);
       }
     }
     this._heard.set(id, { life, n });
@@ -399,24 +374,6 @@ export class PanelModel {
         this.log.take(answer.log);
       }
     }
-  }
-
-  private _takeOutcome(outcome: IOutcome): void {
-    const waiting = this._waiting.get(outcome.id);
-    if (waiting !== undefined) {
-      if (outcome.error !== undefined) {
-        waiting.reject(new Error(outcome.error));
-      } else {
-        waiting.resolve(outcome.text ?? '');
-      }
-      return;
-    }
-    for (const [what, { id }] of this._begun) {
-      if (id === outcome.id) {
-        this._begun.delete(what);
-      }
-    }
-    this.say(outcome.error ?? outcome.text ?? '', outcome.error !== undefined);
   }
 
   private _plan(): void {
@@ -460,41 +417,10 @@ export class PanelModel {
 
   // -- doing --------------------------------------------------------------------------------------------------------
 
-  private async _act(what: string, doing: string, verb: Verb, about: IAbout): Promise<void> {
-    if (this.doing(what) !== '') {
-      return; // it was pressed already
+  private async _act(what: string, words: string, verb: Verb, about: IAbout): Promise<void> {
+    if (this.doing(what) === '') {
+      await this._orders.act(what, words, verb, about); // else it was pressed already
     }
-    const id = this._nextId();
-    this._begun.set(what, { id, words: doing });
-    this._emit();
-    try {
-      await this._order(id, verb, about);
-      this._soon(SOON);
-    } catch (error) {
-      if (this._begun.get(what)?.id === id) {
-        this._begun.delete(what);
-        this.say(words(error), true);
-      }
-    }
-  }
-
-  private async _order(id: string, verb: Verb, about: IAbout): Promise<void> {
-    const kernel = this._kernel;
-    if (kernel === null) {
-      throw new Error('there is no kernel to ask');
-    }
-    const reply = readReply(await kernel.ask({ v: PROTOCOL, client: this._client, do: verb, id, ...about }));
-    if (reply.kind !== 'answer') {
-      throw new Error('kubetorch_jupyter is not loaded in the kernel any more');
-    }
-    if (reply.answer.error !== undefined) {
-      throw new Error(reply.answer.error);
-    }
-  }
-
-  private _nextId(): string {
-    this._ids += 1;
-    return `${this._client}-${this._ids}`;
   }
 
   // -- inside -------------------------------------------------------------------------------------------------------
@@ -518,11 +444,7 @@ export class PanelModel {
     this.busy = false;
     this.detail = this.problem = '';
     this._failures = this._took = 0;
-    this._begun.clear();
-    for (const { reject } of this._waiting.values()) {
-      reject(new Error('the kernel is gone'));
-    }
-    this._waiting.clear();
+    this._orders.clear();
     if (!remember) {
       this._forget();
     }
@@ -543,6 +465,7 @@ export class PanelModel {
   }
 
   private readonly _client: string;
+  private readonly _orders: Orders;
   private readonly _changed = new Signal<this, void>(this);
   private readonly _lost = new Signal<this, void>(this);
   private _kernel: IKernel | null = null;
@@ -553,39 +476,11 @@ export class PanelModel {
   private _failures = 0;
   private _took = 0;
   private readonly _heard = new Map<string, { life: string; n: number }>();
-  private _ids = 0;
   private _touched = false;
   private _seenAt: number | null = null;
   private _busyWith: Readonly<Record<string, string>> = {};
-  private readonly _begun = new Map<string, { id: string; words: string }>();
-  private readonly _waiting = new Map<string, { resolve: (text: string) => void; reject: (error: Error) => void }>();
   private _timer: ReturnType<typeof setTimeout> | undefined;
   private _overdueTimer: ReturnType<typeof setTimeout> | undefined;
   private _lostTimer: ReturnType<typeof setTimeout> | undefined;
   private _messageTimer: ReturnType<typeof setTimeout> | undefined;
-}
-
-interface IAbout {
-  readonly service: string;
-  readonly created?: number;
-  readonly call?: string;
-  readonly function?: string;
-}
-
-/** An error's words. */
-export function words(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
-}
-
-/** What a promise gives, or null when it takes longer. */
-async function within<T>(promise: Promise<T>, patience: number): Promise<T | null> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const timeout = new Promise<null>(resolve => {
-    timer = setTimeout(() => resolve(null), patience);
-  });
-  try {
-    return await Promise.race([promise, timeout]);
-  } finally {
-    clearTimeout(timer);
-  }
 }

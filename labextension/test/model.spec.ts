@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 
-import { IKernel, PanelModel } from '../src/model';
+import { IKernel } from '../src/kernel';
+import { PanelModel } from '../src/model';
 import { IAnswer, ICall, ILookQuestion, IService, Question, SERVICE_LOG } from '../src/protocol';
 
 const SERVICE: IService = {
@@ -455,8 +456,12 @@ describe('doing', () => {
     await attachToCall();
     const late = expect(model.code('train', null)).rejects.toThrow('busy');
     await kernel.answer();
+    const { id } = kernel.questions.find(question => question.do === 'code') as { id: string };
     await pass(6_000);
     await late;
+    // It comes after all: that isn't to be shown as if it were what was done.
+    await kernel.answer({ services: [SERVICE], outcomes: [{ n: 1, id, do: 'code', text: 'late' }] });
+    expect(model.message).toBeNull();
     const gone = expect(model.code('train', null)).rejects.toThrow('gone');
     while (kernel.open.length > 0) {
       await kernel.answer();
