@@ -15,7 +15,7 @@ import pytest
 
 from kubetorch_jupyter.calls import invoke, invoke_async
 from kubetorch_jupyter.errors import PayloadTooLargeError, RecordExpiredError
-from kubetorch_jupyter.transport import bulk
+from kubetorch_jupyter.transport import bulk, payload
 from kubetorch_jupyter.transport.portal import get_portal
 from pod_server import serialization
 from pod_server.wire import INLINE_LIMIT, FrameType
@@ -173,7 +173,7 @@ def test_stop_in_an_upload_lets_go_of_the_arguments(target: ScriptedTarget, pod:
 
 def test_allocate_is_writable_and_of_the_size() -> None:
     for size in (0, 1, 1 << 10, 1 << 20):
-        memory = bulk.allocate(size)
+        memory = payload.allocate(size)
         assert memory.nbytes == size
         assert not memory.readonly
 

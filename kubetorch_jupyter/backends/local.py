@@ -328,7 +328,7 @@ class LocalBackend:
             reason = self._ended.get(incarnation, f"its front process (pid {front[0]}) has ended")
             return PodLostError(service=record.name, reason=reason)
 
-        return Endpoint(record.name, record.url, record.token(), gone=gone)
+        return Endpoint(record.name, record.url, record.token(), gone=gone, folder=record.said.get("bulk"))
 
     def curl(self, info: ServiceInfo, function: str) -> str:
         """The shell line that calls it."""

@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-import io
 import logging
-import mmap
 import queue
 import random
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from ..errors import KubetorchError, RecordExpiredError
 from .endpoint import Endpoint
+from .payload import PIECE, Broken, Inbound, Outbound, Transfer
+from .shared_files import FILE_HEADER
 from .tunnel import proxy_headers
 from .websocket import POD_HEADER, TOKEN_HEADER, refusal
 
 if TYPE_CHECKING:
     from pod_server.wire import Buffer
 
-__all__ = ["Bulk", "allocate"]
+__all__ = ["Bulk"]
 
 log = logging.getLogger(__name__)
 
@@ -40,69 +39,7 @@ _IDLE = 10.0
 #: A transfer on which nothing moves for this many seconds is broken off and taken up anew.
 _STALLED = 10.0
 _CONNECT_TIMEOUT = 5.0
-#: How much is given to the socket at once, in bytes; the time limit counts for each such piece.
-_PIECE = 4 << 20
 _SOCKET_BUFFER = 4 << 20
-#: Below this an ordinary bytearray is as good, in bytes.
-_SMALL = 256 << 10
-
-
-def allocate(size: int) -> memoryview:
-    """Writable memory of ``size`` bytes whose pages have not been touched.
-
-    Page faults are most of the cost of receiving a large array, and a `bytearray`, which is filled with zeros first,
-    touches each page twice.
-
-    Examples
-    --------
-    >>> allocate(1 << 20).nbytes
-    1048576
-    """
-    if size < _SMALL:
-        return memoryview(bytearray(size))
-    numpy: Any = sys.modules.get("numpy")
-    if numpy is not None and hasattr(numpy, "empty"):
-        return memoryview(numpy.empty(size, dtype=numpy.uint8))
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            log.debug("this kernel has no huge pages to offer", exc_info=True)
-    return memoryview(memory)
-
-
-class Transfer:
-    """One payload under way; `cancel` breaks it off from any thread."""
-
-    def __init__(self) -> None:
-        self.cancelled = False
-        #: The next request's, without our token.
-        self.headers: Mapping[str, str] = {}
-        #: Whether a proxy has just refused the last ones, and whether newer credentials have been got for that once.
-        self.stale = False
-        self.renewed = False
-        self._connection: http.client.HTTPConnection | None = None
-
-    def using(self, connection: http.client.HTTPConnection | None) -> None:
-        """What to close when it is cancelled."""
-        self._connection = connection
-
-    def cancel(self) -> None:
-        """Break it off: the thread that waits on the socket wakes up with an error."""
-        self.cancelled = True
-        connection = self._connection
-        sock = connection.sock if connection is not None else None
-        if sock is not None:
-            try:
-                # Of an SSL socket, too, no more than that: its own shutdown takes the TLS away from who reads on it.
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)
-            except OSError:
-                log.debug("the transfer's connection was closed already", exc_info=True)
-
-
-class _Broken(Exception):
-    """Worth another try."""
 
 
 class Bulk:
@@ -134,8 +71,11 @@ class Bulk:
         KubetorchError
             When the pod refuses them for good.
         """
-        outbound = _Outbound(buffers)
-        await self._until_done(lambda transfer: self._put(transfer, path, outbound))
+        outbound = Outbound(buffers, self._endpoint.folder)
+        try:
+            await self._until_done(lambda transfer: self._put(transfer, path, outbound))
+        finally:
+            outbound.forget()
 
     async def download(self, path: str, lens: Sequence[int]) -> list[memoryview]:
         """GET buffers of these lengths into new memory.
@@ -145,7 +85,7 @@ class Bulk:
         RecordExpiredError
             When the pod has them no longer.
         """
-        inbound = _Inbound(lens)
+        inbound = Inbound(lens, self._endpoint.folder)
         await self._until_done(lambda transfer: self._get(transfer, path, inbound))
         return inbound.memory
 
@@ -164,7 +104,7 @@ class Bulk:
                 try:
                     await future
                     return
-                except _Broken as e:
+                except Broken as e:
                     log.debug("transfer broken (%s), trying again", e)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, 2.0)
@@ -225,7 +165,7 @@ class Bulk:
         if parts.scheme == "https":
             connection = _HTTPS(self._endpoint, host, parts.port)
         else:
-            connection = http.client.HTTPConnection(host, parts.port, timeout=_CONNECT_TIMEOUT, blocksize=_PIECE)
+            connection = http.client.HTTPConnection(host, parts.port, timeout=_CONNECT_TIMEOUT, blocksize=PIECE)
         connection.connect()
         connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         connection.sock.settimeout(_STALLED)
@@ -255,7 +195,7 @@ class Bulk:
     def _exchange(
         self, transfer: Transfer, work: Callable[[http.client.HTTPConnection], http.client.HTTPResponse]
     ) -> None:
-        """Do ``work`` on a connection; whatever the network does becomes `_Broken`."""
+        """Do ``work`` on a connection; whatever the network does becomes `Broken`."""
         if transfer.cancelled or self._closed:
             return
         connection: http.client.HTTPConnection | None = None
@@ -270,16 +210,15 @@ class Bulk:
         except (OSError, http.client.HTTPException) as e:
             if isinstance(e, KubetorchError):
                 raise  # some of ours are OSErrors, too
-            raise _Broken(f"{type(e).__name__}: {e}") from e
+            raise Broken(f"{type(e).__name__}: {e}") from e
         finally:
             transfer.using(None)
             if connection is not None:
                 connection.close()
 
-    def _put(self, transfer: Transfer, path: str, outbound: _Outbound) -> None:
+    def _put(self, transfer: Transfer, path: str, outbound: Outbound) -> None:
         def work(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-            headers = {"Content-Length": str(outbound.size), "Content-Type": "application/octet-stream"}
-            self._begin(transfer, connection, "PUT", path, headers)
+            self._begin(transfer, connection, "PUT", path, outbound.headers())
             sent_before = outbound.sent
             try:
                 outbound.send(connection.sock, transfer)
@@ -295,16 +234,31 @@ class Bulk:
             if response.status == 409:
                 if sent_before:
                     return response  # it has had all of it already, only the answer got lost
-                raise _Broken("the pod isn't waiting for it; the call's frame may still be on its way")
+                raise Broken("the pod isn't waiting for it; the call's frame may still be on its way")
+            if response.status == 422 and outbound.file is not None:
+                outbound.forget()
+                raise Broken(f"the pod doesn't take the file: {text}")
             self._check(transfer, response, text, (200, 204))
             return response
 
-        self._exchange(transfer, work)
+        file = outbound.file
+        try:
+            outbound.write(transfer)
+            self._exchange(transfer, work)
+        finally:
+            if transfer.cancelled and file is not None:
+                file.remove()  # who cancelled may have done that before there was one
 
-    def _get(self, transfer: Transfer, path: str, inbound: _Inbound) -> None:
+    def _get(self, transfer: Transfer, path: str, inbound: Inbound) -> None:
+        file = inbound.file()
+
         def work(connection: http.client.HTTPConnection) -> http.client.HTTPResponse:
-            self._begin(transfer, connection, "GET", path, {"Range": f"bytes={inbound.done}-"} if inbound.done else {})
+            self._begin(transfer, connection, "GET", path, inbound.headers(file))
             response = connection.getresponse()
+            if file is not None and response.status == 204 and response.getheader(FILE_HEADER) == file.name:
+                response.read()  # nothing, but http.client takes it for closed only then
+                inbound.take(file)
+                return response
             if response.status not in (200, 206):
                 text = response.read(2000).decode("utf-8", "replace").strip()
                 if response.status in (404, 410) and response.getheader(POD_HEADER) is not None:
@@ -317,7 +271,11 @@ class Bulk:
                 response.read(1)  # http.client takes it for closed only when it has seen the end
             return response
 
-        self._exchange(transfer, work)
+        try:
+            self._exchange(transfer, work)
+        finally:
+            if file is not None:
+                file.remove()
 
     def _check(self, transfer: Transfer, response: http.client.HTTPResponse, text: str, good: tuple[int, ...]) -> None:
         status = response.status
@@ -326,11 +284,11 @@ class Bulk:
         ours = response.getheader(POD_HEADER) is not None
         if status == 401 and not ours and self._endpoint.credentials is not None and not transfer.renewed:
             transfer.stale = transfer.renewed = True
-            raise _Broken("the proxy refused our credentials")
+            raise Broken("the proxy refused our credentials")
         if status in (400, 404) and not ours:
-            raise _Broken("the proxy doesn't find the pod, or has no address for it yet")
+            raise Broken("the proxy doesn't find the pod, or has no address for it yet")
         if status in (408, 425, 429, 500, 502, 503, 504) and not (ours and status == 500):
-            raise _Broken(f"status {status}")
+            raise Broken(f"status {status}")
         raise refusal(self._endpoint, status, ours, text)
 
 
@@ -341,7 +299,7 @@ class _HTTPS(http.client.HTTPSConnection):
         way = urlsplit(endpoint.proxy) if endpoint.proxy is not None else None
         tls = endpoint.tls or ssl.create_default_context()
         first, first_port = (host, port) if way is None else (way.hostname or "", way.port or 80)
-        super().__init__(first, first_port, timeout=_CONNECT_TIMEOUT, context=tls, blocksize=_PIECE)
+        super().__init__(first, first_port, timeout=_CONNECT_TIMEOUT, context=tls, blocksize=PIECE)
         if endpoint.proxy is not None:
             self.set_tunnel(host, port or 443, proxy_headers(endpoint.proxy))
         self._tls = tls
@@ -351,47 +309,6 @@ class _HTTPS(http.client.HTTPSConnection):
         """As the base, but for the certificate's name."""
         http.client.HTTPConnection.connect(self)
         self.sock = self._tls.wrap_socket(self.sock, server_hostname=self._name)
-
-
-class _Outbound:
-    """What is to be uploaded."""
-
-    def __init__(self, buffers: Sequence[Buffer]) -> None:
-        views = [memoryview(buffer) for buffer in buffers]
-        self._views = [view.cast("B") for view in views if view.nbytes]
-        self.size = sum(view.nbytes for view in self._views)
-        #: Whether all of it has been given to a socket once.
-        self.sent = False
-
-    def send(self, sock: socket.socket, transfer: Transfer) -> None:
-        for view in self._views:
-            for at in range(0, view.nbytes, _PIECE):
-                if transfer.cancelled:
-                    raise _Broken("cancelled")
-                sock.sendall(view[at : at + _PIECE])
-        self.sent = True
-
-
-class _Inbound:
-    """What is being downloaded, and how much of it is there."""
-
-    def __init__(self, lens: Sequence[int]) -> None:
-        self.memory = [allocate(n) for n in lens]
-        self.done = 0
-
-    def fill(self, response: io.BufferedIOBase, transfer: Transfer) -> None:
-        start = 0
-        for view in self.memory:
-            end = start + view.nbytes
-            while self.done < end:
-                if transfer.cancelled:
-                    raise _Broken("cancelled")
-                at = self.done - start
-                got = response.readinto(view[at : at + _PIECE])
-                if not got:
-                    raise _Broken("the connection ended early")
-                self.done += got
-            start = end
 
 
 def _report(

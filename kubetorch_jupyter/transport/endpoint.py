@@ -45,6 +45,8 @@ class Endpoint:
     explain
         Asks the backend how the container with the worker has ended, when the pod says that it has: fields of a
         `WorkerDiedError`. What it asks may take a second or two.
+    folder
+        The pod's folder for payloads, where it is one of this machine: they needn't go over the connection then.
     life
         Which life of the pod it is, where one address has several: the pod's processes, and all that they knew of
         calls, may end and begin anew.
@@ -66,6 +68,7 @@ class Endpoint:
     proxy: str | None = field(default=None, repr=False)
     gone: Callable[[bool], PodLostError | None] | None = field(default=None, repr=False, compare=False)
     explain: Callable[[], Awaitable[Mapping[str, Any]]] | None = field(default=None, repr=False, compare=False)
+    folder: str | None = field(default=None, repr=False, compare=False)
     life: int = field(default=0, repr=False)
     rank: int | None = field(default=None, compare=False)
     hint: str = field(default="kt.services() lists those that are alive", repr=False, compare=False)

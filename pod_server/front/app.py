@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..wire import F_BULK, F_ERROR, INLINE_LIMIT, Decoder, FrameType, encode, new_client_id
 from .faults import Violation
+from .handover import FILE_HEADER
 from .records import Client, Record
 from .session import Session
 
@@ -112,13 +113,13 @@ class App:
             return
         parts = path.split("/")
         if path.startswith("/bulk/up/") and len(parts) == 5:
-            await self._put(method, parts[3], parts[4], receive, send)
+            await self._put(method, parts[3], parts[4], _header(scope, FILE_HEADER), receive, send)
         elif path.startswith("/bulk/down/") and len(parts) == 4:
             if method != "GET":
                 await _answer(send, 405, close=True)
             else:
-                wanted = next((v for k, v in scope["headers"] if k == b"range"), b"")
-                if not await self._pod.bulk.get(parts[3], wanted, send):
+                part, wanted = _header(scope, b"range") or b"", _header(scope, FILE_HEADER)
+                if not await self._pod.bulk.get(parts[3], part, send, wanted):
                     await _answer(send, 404)
         elif path.startswith("/call/") and len(parts) == 3:
             await self._call(method, parts[2], receive, send)
@@ -129,7 +130,9 @@ class App:
         else:
             await _answer(send, 404, close=True)
 
-    async def _put(self, method: str, client: str, channel: str, receive: Receive, send: Send) -> None:
+    async def _put(
+        self, method: str, client: str, channel: str, given: bytes | None, receive: Receive, send: Send
+    ) -> None:
         if method != "PUT" or not channel.isascii() or not channel.isdigit() or len(channel) > 15:
             await _answer(send, 405 if method != "PUT" else 404, close=True)
             return
@@ -137,10 +140,10 @@ class App:
         known = self._pod.calls.clients.get(client)
         early = known is not None and int(channel) > known.high_water
         body = _Body(receive)
-        status, text = await self._pod.bulk.put(client, int(channel), body, early=early)
-        if status >= 400:
+        status, text = await self._pod.bulk.put(client, int(channel), body, early=early, given=given)
+        if status >= 400 or given is not None:
             await body.discard()
-        await _answer(send, status, text.encode(), close=status >= 400)
+        await _answer(send, status, text.encode(), close=status >= 400 or not body.ended)
 
     # -- POST /call ----------------------------------------------------------------------------------------------------
 
@@ -292,6 +295,10 @@ def _arguments(body: bytes) -> bytes:
         raise ValueError(f"{expected}; it is nested too deeply") from None
 
 
+def _header(scope: MutableMapping[str, Any], name: bytes) -> bytes | None:
+    return next((value for key, value in scope["headers"] if key == name), None)
+
+
 async def _body(receive: Receive, limit: int) -> bytes | None:
     """A request's body; None when it is longer than `limit` bytes."""
     parts: list[bytes] = []
@@ -318,12 +325,12 @@ class _Body:
 
     def __init__(self, receive: Receive) -> None:
         self._receive = receive
-        self._ended = False
+        self.ended = False
 
     async def __call__(self) -> Message:
         """Give the next message, as ASGI's ``receive``."""
         message = await self._receive()
-        self._ended = message["type"] != "http.request" or not message.get("more_body", False)
+        self.ended = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
     async def discard(self) -> None:
@@ -331,7 +338,7 @@ class _Body:
 
         async def rest() -> None:
             left = _DISCARD_BYTES
-            while not self._ended and left > 0:
+            while not self.ended and left > 0:
                 left -= len((await self()).get("body", b""))
 
         try:

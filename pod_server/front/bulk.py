@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from .faults import Violation
+from .handover import FILE_HEADER, Handover
 
 __all__ = ["MAX_BYTES", "BulkStore", "Upload", "parse_lens"]
 
@@ -111,6 +112,7 @@ class BulkStore:
         self._announced: dict[tuple[str, int], asyncio.Future[None]] = {}
         #: What may be fetched.
         self._offered: set[str] = set()
+        self.handover = Handover(self.dir)
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -229,7 +231,9 @@ class BulkStore:
         if upload is not None:
             upload.turn += 1
 
-    async def put(self, client: str, channel: int, receive: Receive, *, early: bool = False) -> tuple[int, str]:
+    async def put(
+        self, client: str, channel: int, receive: Receive, *, early: bool = False, given: bytes | None = None
+    ) -> tuple[int, str]:
         """Take one upload; the HTTP status and a line for people.
 
         Parameters
@@ -240,6 +244,8 @@ class BulkStore:
             Gives the request's body, as ASGI has it.
         early
             Its CALL may still come, so wait for it.
+        given
+            The file that the client has written it to, instead of a body.
         """
         upload = await self._announcement(client, channel) if early else self._uploads.get((client, channel))
         if upload is None and early:
@@ -249,6 +255,15 @@ class BulkStore:
             return 409, "no call waits for this upload"
         upload.turn += 1
         turn = upload.turn
+        if given is not None:
+            self._n += 1
+            name = f"f{self._n}"
+            problem = self.handover.accept(given, upload.total, name)
+            if problem is not None:
+                return 422, problem  # the call goes on waiting: its client can send the payload itself
+            del self._uploads[client, channel]
+            upload.done(name)
+            return 204, ""
         try:
             name = self.make(upload.total)
             got = await self._write(name, upload, turn, receive)
@@ -329,12 +344,18 @@ class BulkStore:
 
     # -- downloads -----------------------------------------------------------------------------------------------------
 
-    async def get(self, key: str, range_header: bytes, send: Send) -> bool:
+    async def get(self, key: str, range_header: bytes, send: Send, wanted: bytes | None = None) -> bool:
         """Answer a GET with a file's bytes from an offset on; False when there is no such file (nothing was sent
         then).
+
+        A client of this machine may want the file under a name of its own instead.
         """
         if key not in self._offered:
             return False
+        if wanted is not None and self.handover.lend(self.path(key), wanted):
+            await send({"type": "http.response.start", "status": 204, "headers": [(FILE_HEADER, wanted)]})
+            await send({"type": "http.response.body", "body": b""})
+            return True
         try:
             fd = os.open(self.path(key), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:

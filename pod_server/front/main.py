@@ -90,10 +90,9 @@ async def _serve(params: FrontParams, sock: socket.socket) -> int:
         await http.open()
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        write_json(
-            os.path.join(params.dir, "front.json"),
-            {"pid": os.getpid(), "port": port, "incarnation": params.incarnation, "url": f"http://{shown}:{port}"},
-        )
+        said = {"pid": os.getpid(), "port": port, "incarnation": params.incarnation, "url": f"http://{shown}:{port}"}
+        # Also that this front takes files: one of an older version would take a file's request for an empty payload.
+        write_json(os.path.join(params.dir, "front.json"), {**said, "bulk": pod.bulk.dir})
         if params.ready_fd is not None:
             os.close(params.ready_fd)
         _log.info("listening on %s:%d", host, port)

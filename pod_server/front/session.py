@@ -377,6 +377,7 @@ class Session:
             if sub is not None:
                 self._pod.calls.left(sub.record)
         self._dirty.clear()
+        self._pod.bulk.handover.expire()
 
 
 _ON_CHANNELS = frozenset(

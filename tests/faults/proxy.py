@@ -327,7 +327,8 @@ def through_proxies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Proxy]]:
         if real.url not in proxies:
             proxies[real.url] = Proxy(real.url)
             listed.append(proxies[real.url])
-        return dataclasses.replace(real, url=proxies[real.url].url)
+        # Without its folder: what is to be cut must go over the connection.
+        return dataclasses.replace(real, url=proxies[real.url].url, folder=None)
 
     monkeypatch.setattr(LocalBackend, "_endpoint", endpoint)
     try:
