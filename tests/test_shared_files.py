@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import stat
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,7 +146,7 @@ def service() -> Iterator[kt.Cls]:
     cells = Cells()
     cells.run(
         """
-        import os, time
+        import os
         import numpy as np
 
         class Shared:
@@ -157,9 +158,6 @@ def service() -> Iterator[kt.Cls]:
                 for i in range(n):
                     yield np.full(2_000_000, i, dtype=np.uint8)
             def die(self, array): os._exit(3)
-            def hold(self, array, path):
-                open(path, "w").close()
-                time.sleep(60)
         """
     )
     with kt.cls(cells["Shared"]).to(kt.Compute(), stream_logs=False) as handle:
@@ -386,6 +384,53 @@ def test_a_redeploy_of_large_code(counted: Counted) -> None:
     with large(2 * MIB) as handle:
         assert handle() == 2 * MIB
     assert counted()[0] == 2
+
+
+class Held:
+    """Writes the first file only when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.go_on = threading.Event(), threading.Event()
+        original = SharedFile.write
+
+        def write(file: SharedFile, *args: Any) -> bool:
+            if not self.begun.is_set():
+                self.begun.set()
+                assert self.go_on.wait(20)
+            return original(file, *args)
+
+        monkeypatch.setattr(SharedFile, "write", write)
+
+
+def test_a_redeploy_while_a_payload_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def deploy(number: int) -> Any:
+        def numbered(array: Any) -> tuple[int, int]:
+            return number, int(array.sum())
+
+        return kt.fn(numbered, name="t-midway").to(kt.Compute(), stream_logs=False)
+
+    with deploy(1) as handle:
+        held = Held(monkeypatch)
+        call = handle.spawn(np.ones(MIB, dtype=np.uint8))
+        assert held.begun.wait(10)
+        deploy(2)
+        held.go_on.set()
+        assert call.result(timeout=20) in [(1, MIB), (2, MIB)]
+
+
+def test_a_teardown_while_a_payload_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = kt.fn(_echo, name="t-midway").to(kt.Compute(), stream_logs=False)
+    endpoint = handle.service.endpoint
+    assert endpoint is not None
+    assert endpoint.folder is not None
+    held = Held(monkeypatch)
+    call = handle.spawn(bytes(MIB))
+    assert held.begun.wait(10)
+    handle.teardown()
+    held.go_on.set()
+    with pytest.raises(kt.CallCancelledError, match="torn down"):
+        call.result(timeout=20)
+    assert not os.path.exists(endpoint.folder)
 
 
 def test_a_client_that_is_killed_leaves_nothing() -> None:
