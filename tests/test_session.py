@@ -384,7 +384,7 @@ def test_a_request_that_breaks_the_connection_is_not_repeated_for_ever(pod: Scri
     pod.send = lambda *_: None  # type: ignore[method-assign]
     with pytest.raises(ConnectionFailedError, match="asked to status"):
         get_portal().run(session.request("status"), 10)
-    assert len(_sent(pod, FrameType.REQUEST)) == 2
+    assert len(_sent(pod, FrameType.REQUEST)) == 4
 
 
 def test_close_ends_open_calls_and_a_new_session_can_be_had(pod: ScriptedPod) -> None:
