@@ -48,12 +48,15 @@ def _speed(mib: int) -> Row:
 
 
 def _peak(side: str, size: int) -> float:
-    """Bytes that the client or the worker of a new service grows by, at most, in its first large call."""
+    """Bytes that the client or the worker of a new service grows by, at most, in its first large call.
+
+    The result is read, since what is only mapped takes nothing.
+    """
     array = np.ones(size, dtype=np.uint8)
     with quietly(), kt.fn(echo, name="bench-peak").to(kt.Compute()) as handle:
         handle(array[:1])
         pid = os.getpid() if side == "client" else memory.front_and_worker(handle)[1]
-        return memory.growth(pid, lambda: handle(array))
+        return memory.growth(pid, lambda: handle(array).max())
 
 
 def _memory(side: str, mib: int) -> Row:
