@@ -133,7 +133,8 @@ class Node:
     def has_image(self, name: str) -> bool:
         """Whether the node has an image."""
         [node] = self.admin().request("GET", "/api/v1/nodes")["items"]
-        return any(name in image["names"] for image in node["status"]["images"])
+        # One that another has replaced has no names any more.
+        return any(name in (image.get("names") or ()) for image in node["status"].get("images") or ())
 
     # -- breaking things -----------------------------------------------------------------------------------------------
 
