@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import kubetorch_jupyter as kt
-from kubetorch_jupyter.backends.kubernetes.access import PORT
 from kubetorch_jupyter.backends.kubernetes.backend import kubernetes_backend
 from kubetorch_jupyter.backends.kubernetes.client import Kind
+from kubetorch_jupyter.backends.kubernetes.names import PORT
 from kubetorch_jupyter.transport.portal import get_portal
 
 from . import bare, limits

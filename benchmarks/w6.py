@@ -30,6 +30,19 @@ def _lines(place: Place, flush: bool) -> float:
     return seconds
 
 
+def _printed(name: str, what: str, question: str, *, flush: bool) -> Row:
+    return Row(
+        name,
+        what,
+        "ms",
+        lambda _: limits.lines(_MANY, flush),
+        lambda place: _lines(place, flush),
+        (question, _MANY),
+        goals={"local": [Goal(1.2)]},
+        places=_PLACES,
+    )
+
+
 ROWS = [
     Row(
         "W6 line",
@@ -41,24 +54,6 @@ ROWS = [
         goals={"local": [Goal(5)]},
         places=_PLACES,
     ),
-    Row(
-        "W6 100,000",
-        "100,000 printed lines, none lost",
-        "ms",
-        lambda _: limits.lines(_MANY, False),
-        lambda place: _lines(place, False),
-        ("lines", _MANY),
-        goals={"local": [Goal(1.2)]},
-        places=_PLACES,
-    ),
-    Row(
-        "W6 flushed",
-        "100,000 printed lines, each flushed, none lost",
-        "ms",
-        lambda _: limits.lines(_MANY, True),
-        lambda place: _lines(place, True),
-        ("flushed_lines", _MANY),
-        goals={"local": [Goal(1.2)]},
-        places=_PLACES,
-    ),
+    _printed("W6 100,000", "100,000 printed lines, none lost", "lines", flush=False),
+    _printed("W6 flushed", "100,000 printed lines, each flushed, none lost", "flushed_lines", flush=True),
 ]

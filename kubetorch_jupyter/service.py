@@ -255,7 +255,7 @@ class Service:
         """
         if id is None:
             return self._service_log(last=last)
-        return str(self._ask(lambda: self._request_of(id, "call_log", last=last))["text"])
+        return self.read_on(id, last=last)[0]
 
     def read_on(self, id: str, after: int = 0, last: int = 16_384) -> tuple[str, int]:
         """What a call has written since an offset, of that the `last` bytes, and the offset of its end, in bytes.

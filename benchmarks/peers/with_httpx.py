@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import pickle
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,6 +14,8 @@ import numpy as np
 import uvicorn
 
 from benchmarks import functions, timing
+
+from .spawned import Server, first_result
 
 VERSION = f"{httpx.__version__} + {uvicorn.__version__}"
 _THREADS = 64
@@ -48,11 +48,10 @@ def _serve() -> None:
     server.run(sockets=[listener])
 
 
-class _Server:
+class _Server(Server):
     def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.url = f"http://127.0.0.1:{int(self._process.stdout.readline())}"
+        super().__init__(__name__)
+        self.url = f"http://127.0.0.1:{int(self.said)}"
         self.client = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
     def call(self, function: Callable[[], Any]) -> Any:
@@ -60,8 +59,7 @@ class _Server:
 
     def close(self) -> None:
         self.client.close()
-        self._process.kill()
-        self._process.wait()
+        super().close()
 
 
 class Peer:
@@ -72,15 +70,7 @@ class Peer:
         self._server.call(functions.noop)
 
     def another(self) -> float:
-        servers: list[_Server] = []
-
-        def run() -> None:
-            servers.append(_Server())
-            servers[0].call(functions.noop)
-
-        seconds = timing.once(run)
-        servers[0].close()
-        return seconds
+        return first_result(_Server, lambda server: server.call(functions.noop))
 
     def latency(self, n: int) -> float:
         timing.warm(self.call)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 
 import Pyro5
 import Pyro5.api
 
 from benchmarks import functions, timing
+
+from .spawned import Server, first_result
 
 VERSION = Pyro5.__version__
 _THREADS = 80
@@ -31,17 +31,14 @@ def _serve() -> None:
     daemon.requestLoop()
 
 
-class _Server:
+class _Server(Server):
     def __init__(self) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.address = self._process.stdout.readline().strip()
-        self.proxy = Pyro5.api.Proxy(self.address)
+        super().__init__(__name__)
+        self.proxy = Pyro5.api.Proxy(self.said)
 
     def close(self) -> None:
         self.proxy._pyroRelease()
-        self._process.kill()
-        self._process.wait()
+        super().close()
 
 
 class Peer:
@@ -52,15 +49,7 @@ class Peer:
         self._server.proxy.noop()
 
     def another(self) -> float:
-        servers: list[_Server] = []
-
-        def run() -> None:
-            servers.append(_Server())
-            servers[0].proxy.noop()
-
-        seconds = timing.once(run)
-        servers[0].close()
-        return seconds
+        return first_result(_Server, lambda server: server.proxy.noop())
 
     def latency(self, n: int) -> float:
         timing.warm(self.call)
@@ -72,7 +61,7 @@ class Peer:
 
             def call() -> None:
                 if not made:  # a proxy belongs to the thread that makes it
-                    made.append(Pyro5.api.Proxy(self._server.address))
+                    made.append(Pyro5.api.Proxy(self._server.said))
                 getattr(made[0], method)()
 
             return call

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -16,6 +14,8 @@ import zmq
 
 from benchmarks import timing
 from benchmarks.functions import echo, millisecond, noop
+
+from .spawned import Server, first_result
 
 VERSION = zmq.__version__
 _THREADS = 64
@@ -49,13 +49,12 @@ def _serve() -> None:
     zmq.proxy(front, back)
 
 
-class _Server:
+class _Server(Server):
     """A process, and a client's socket to it."""
 
     def __init__(self, context: zmq.Context[Any]) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", __name__], stdout=subprocess.PIPE, text=True)
-        assert self._process.stdout is not None
-        self.address = f"tcp://127.0.0.1:{int(self._process.stdout.readline())}"
+        super().__init__(__name__)
+        self.address = f"tcp://127.0.0.1:{int(self.said)}"
         self._socket = context.socket(zmq.REQ)
         self._socket.connect(self.address)
 
@@ -65,8 +64,7 @@ class _Server:
 
     def close(self) -> None:
         self._socket.close(0)
-        self._process.kill()
-        self._process.wait()
+        super().close()
 
 
 class Peer:
@@ -78,15 +76,7 @@ class Peer:
         self._server.call(noop)
 
     def another(self) -> float:
-        servers: list[_Server] = []
-
-        def run() -> None:
-            servers.append(_Server(self._context))
-            servers[0].call(noop)
-
-        seconds = timing.once(run)
-        servers[0].close()
-        return seconds
+        return first_result(lambda: _Server(self._context), lambda server: server.call(noop))
 
     def latency(self, n: int) -> float:
         timing.warm(self.call)

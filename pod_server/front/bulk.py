@@ -125,6 +125,10 @@ class BulkStore:
         path = self.path(name)
         return os.readlink(path) if os.path.islink(path) else path
 
+    def _new_name(self) -> str:
+        self._n += 1
+        return f"f{self._n}"
+
     def make(self, size: int) -> str:
         """A name for a new file of so many bytes; where tmpfs has no room it leads to one in the service directory.
 
@@ -133,8 +137,7 @@ class BulkStore:
         OSError
             ENOSPC when there is room for it nowhere.
         """
-        self._n += 1
-        name = f"f{self._n}"
+        name = self._new_name()
         if shutil.disk_usage(self.dir).free > size + _SPARE:
             return name
         if shutil.disk_usage(self._spill).free > size + _SPARE:
@@ -144,8 +147,7 @@ class BulkStore:
 
     def duplicate(self, name: str) -> str:
         """A second name for the same file, for somebody who is going to unlink it."""
-        self._n += 1
-        copy = f"f{self._n}"
+        copy = self._new_name()
         if os.path.islink(self.path(name)):
             target = os.path.join(self._spill, copy)
             os.link(os.path.join(self._spill, name), target)
@@ -162,8 +164,7 @@ class BulkStore:
         OSError
             When it isn't there, or `bulk_dir` is another file system.
         """
-        self._n += 1
-        name = f"f{self._n}"
+        name = self._new_name()
         os.link(path, self.path(name))
         return name
 
@@ -256,8 +257,7 @@ class BulkStore:
         upload.turn += 1
         turn = upload.turn
         if given is not None:
-            self._n += 1
-            name = f"f{self._n}"
+            name = self._new_name()
             problem = self.handover.accept(given, upload.total, name)
             if problem is not None:
                 return 422, problem  # the call goes on waiting: its client can send the payload itself

@@ -144,11 +144,10 @@ class Requests:
     def _events(self, meta: dict[str, Any], answer: Answer) -> None:
         if meta.get("debug") is True:
             self._pod.events.set_debug()
-        after = meta.get("after")
         rows: list[dict[str, Any]] = []
         size = 0
         more = False
-        for event in self._pod.events.after(after if isinstance(after, int) else 0):
+        for event in self._pod.events.after(_after(meta)):
             size += len(json.dumps(event)) + 1
             if size > _ROOM:
                 more = True
@@ -159,17 +158,14 @@ class Requests:
     def _service_log(self, meta: dict[str, Any], answer: Answer) -> None:
         """The end of what was written outside of any call, as text; of what came after an ``end`` of before."""
         log = self._pod.store.service_log
-        after = meta.get("after")
-        answer({"text": _tail(log, _room(meta), after if isinstance(after, int) else 0), "end": log.end})
+        answer({"text": _tail(log, _room(meta), _after(meta)), "end": log.end})
 
     def _call_log(self, meta: dict[str, Any], answer: Answer) -> None:
         """As `_service_log`, of a call; for who looks now and then."""
         record = self._find(meta, answer)
         if record is not None:
-            log, after = record.log, meta.get("after")
-            text, end = "", 0
-            if log is not None:
-                text, end = _tail(log, _room(meta), after if isinstance(after, int) else 0), log.end
+            log = record.log
+            text, end = (_tail(log, _room(meta), _after(meta)), log.end) if log is not None else ("", 0)
             answer({"text": text, "end": end})
 
     def _find(self, meta: dict[str, Any], answer: Answer) -> Record | None:
@@ -223,6 +219,12 @@ class Requests:
     def _touch(self, meta: dict[str, Any], answer: Answer) -> None:
         self._pod.life.touch()
         answer({"idle": 0})
+
+
+def _after(meta: dict[str, Any]) -> int:
+    """The offset or number that is known already (``after``)."""
+    after = meta.get("after")
+    return after if isinstance(after, int) else 0
 
 
 def _room(meta: dict[str, Any]) -> int:

@@ -84,11 +84,16 @@ class User:
                     found.append(f"{kind} {item['metadata']['name']}")
         return sorted(found)
 
-    def wait_until_empty(self) -> None:
-        """Wait until what has ended is gone, pods and all; fails when something stays."""
+    def left(self) -> list[str]:
+        """What of ours stays in the namespace: what has ended is gone by then, pods and all."""
         deadline = time.monotonic() + GONE
-        while (left := self.ours()) and time.monotonic() < deadline:
+        while (found := self.ours()) and time.monotonic() < deadline:
             time.sleep(0.2)
+        return found
+
+    def wait_until_empty(self) -> None:
+        """Wait until what has ended is gone; fails when something stays."""
+        left = self.left()
         assert not left, f"left in namespace {self.namespace}: {left}"
 
 

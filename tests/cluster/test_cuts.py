@@ -7,17 +7,16 @@ from collections.abc import Iterator
 import pytest
 
 import kubetorch_jupyter as kt
-from kubetorch_jupyter import streams
 from tests.cells import Cells
 from tests.cluster.conftest import OnTheCluster, User
 from tests.cluster.gateway import gateway
 from tests.faults.proxy import Proxy
 from tests.faults.test_cuts import (
     WORK,
-    Recorded,
     Rig,
     cut_everywhere,
     quick,
+    recorded,
     test_a_break_of_a_moment_costs_a_moment,
     test_a_question_is_asked_again,
     test_breaks_at_random_moments_under_load,
@@ -55,12 +54,8 @@ def rig(deployed: tuple[kt.Cls, OnTheCluster, str], proxies: list[Proxy]) -> Ite
     """As locally; what earlier tests have counted doesn't count."""
     work, place, counter = deployed
     before = len(place.read(work.service_name, counter))
-    Recorded.logs.clear()
-    streams.set_output_factory(Recorded)
-    try:
+    with recorded():
         yield Rig(work, proxies[0], lambda: place.read(work.service_name, counter)[before:])
-    finally:
-        streams.set_output_factory(None)
 
 
 @pytest.mark.parametrize("how", ["close", "hole"])

@@ -12,7 +12,7 @@ from IPython.core.error import UsageError
 
 import kubetorch_jupyter as kt
 from kubetorch_jupyter.notebook.commands import Commands
-from tests.cluster.conftest import GONE, User
+from tests.cluster.conftest import User
 
 
 async def while_it_waits(user: User) -> str:
@@ -40,7 +40,7 @@ def test_a_service_that_waits_says_for_what(user: User) -> None:
     assert "WAITS FOR" in text
     assert "nvidia.com/gpu" in text
     # A deploy that was cancelled has given control back at once, and clears up.
-    user.api.wait("nothing is left", lambda: not user.ours(), GONE)
+    user.wait_until_empty()
 
 
 def test_commands_know_short_names_and_other_namespaces(

@@ -19,7 +19,7 @@ from kubetorch_jupyter.backends.kubernetes.backend import KubernetesBackend
 from kubetorch_jupyter.backends.kubernetes.rights import OTHERWISE, ROLE, Right
 from kubetorch_jupyter.notebook.doctor import examine
 from kubetorch_jupyter.transport.portal import get_portal
-from tests.cluster.conftest import GONE, User
+from tests.cluster.conftest import User
 from tests.cluster.node import Node
 
 MakeWithRole = Callable[..., User]
@@ -55,11 +55,7 @@ def use(monkeypatch: pytest.MonkeyPatch, user: User) -> None:
 
 def left(user: User, node: Node) -> list[str]:
     """What is left of the user's services after a while; the Role doesn't let the user list all of it."""
-    looker = User(user.name, node.admin().kubeconfig, user.namespace)
-    deadline = time.monotonic() + GONE
-    while (found := looker.ours()) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    return found
+    return User(user.name, node.admin().kubeconfig, user.namespace).left()
 
 
 def everything(user: User) -> None:

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -185,19 +186,25 @@ def proxies(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Proxy]]:
         yield proxies
 
 
+@contextmanager
+def recorded() -> Iterator[None]:
+    """What calls write is kept meanwhile, and not shown."""
+    Recorded.logs.clear()
+    streams.set_output_factory(Recorded)
+    try:
+        yield
+    finally:
+        streams.set_output_factory(None)
+
+
 @pytest.fixture
 def rig(proxies: list[Proxy], place: Place) -> Iterator[Rig]:
-    Recorded.logs.clear()
     cells = Cells()
     cells.run(WORK)
     counter = place.path("counter")
-    streams.set_output_factory(Recorded)
-    try:
-        with kt.cls(cells["Work"]).to(kt.Compute(), init_args={"counter": counter}) as work:
-            Recorded.logs.clear()
-            yield Rig(work, proxies[-1], lambda: place.read(work.service_name, counter))
-    finally:
-        streams.set_output_factory(None)
+    with recorded(), kt.cls(cells["Work"]).to(kt.Compute(), init_args={"counter": counter}) as work:
+        Recorded.logs.clear()
+        yield Rig(work, proxies[-1], lambda: place.read(work.service_name, counter))
 
 
 def boundaries(rig: Rig, size: int) -> list[tuple[str, int]]:
