@@ -13,15 +13,17 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from tests import promises
 from tests.kernel.harness import Kernel, leftover_files, wait_until_gone
 from tests.places import Here, Place
+from tests.turns import turn
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNTIME_DIR = Path(tempfile.mkdtemp(prefix="kt-tests-"))
@@ -72,6 +74,35 @@ def _shut_down() -> None:
     backend = sys.modules.get("kubetorch_jupyter.backends.local")
     if backend is not None:
         backend.shutdown()
+
+
+# -- several processes (``pytest -n``) ---------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["turns"] = str(RUNTIME_DIR)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around the timeout: waiting doesn't count
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    turns = getattr(item.config, "workerinput", {}).get("turns")
+    with turn(Path(turns), bool(item.get_closest_marker("timed"))) if turns else nullcontext():
+        return (yield)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["measured"], output["deselected"] = promises.measured, dict(_deselected)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    output = getattr(node, "workeroutput", {})  # which a process that has crashed doesn't have
+    promises.measured += output.get("measured", ())
+    for marker, count in output.get("deselected", {}).items():
+        _deselected[marker] = count  # of each process, since all of them see all tests
 
 
 # -- kernels -----------------------------------------------------------------------------------------------------------

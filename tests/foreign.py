@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,13 +51,14 @@ def foreign_pod(version: str, directory: Path) -> Iterator[Endpoint]:
     path = [str(ROOT)] if version == "3.10" else [str(ROOT), sysconfig.get_paths()["purelib"]]
     token = directory / "token"
     token.write_text("a-token-of-the-test")
+    scratch = tempfile.mkdtemp(prefix="kt-")  # a test's own folder may have too long a name for sockets
     process = subprocess.Popen(
         [python, "-m", "pod_server", "--name", "other", "--token-file", str(token)],
         cwd=directory,
         env={
             **{k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
             "PYTHONPATH": os.pathsep.join(path),
-            "TMPDIR": str(directory),
+            "TMPDIR": scratch,
         },
         stdout=subprocess.PIPE,
         text=True,
@@ -68,6 +71,7 @@ def foreign_pod(version: str, directory: Path) -> Iterator[Endpoint]:
         process.send_signal(signal.SIGTERM)
         process.wait(10)
         process.stdout.close()
+        shutil.rmtree(scratch)
 
 
 class FixedBackend:

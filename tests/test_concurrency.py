@@ -58,12 +58,14 @@ async def _at_once(handle: object, n: int, seconds: float) -> float:
     return took
 
 
+@pytest.mark.timed
 def test_64_def_calls_at_once(cells: Cells) -> None:
     with kt.fn(cells["wait"]).to(kt.Compute(), stream_logs=False) as handle:
         took = asyncio.run(_at_once(handle, 64, 0.5))
     promise("64 def calls of 0.5 s at once", took, 1.0)
 
 
+@pytest.mark.timed
 def test_1000_async_def_calls_at_once(cells: Cells) -> None:
     with kt.fn(cells["wait_async"]).to(kt.Compute(), stream_logs=False) as handle:
         took = asyncio.run(_at_once(handle, 1000, 0.5))

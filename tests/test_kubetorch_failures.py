@@ -141,6 +141,7 @@ def test_ready_says_200_also_with_a_dead_worker() -> None:
         assert _status(f"{slow.endpoint}/ready") == 200
 
 
+@pytest.mark.timed
 def test_worker_dies_in_a_call() -> None:
     cells = Cells()
     cells.run("import os\ndef leave(code):\n    if code: os._exit(code)\n    return 'alive'\n")
@@ -182,6 +183,7 @@ def test_11th_concurrent_def_call() -> None:
         assert sorted(asyncio.run(run())) == list(range(64))
 
 
+@pytest.mark.timed
 def test_async_def_in_the_pod_has_a_free_loop() -> None:
     cells = Cells()
     cells.run(
@@ -236,6 +238,7 @@ class _Arrivals(io.StringIO):
         return super().write(text)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("async_", [False, True], ids=["blocking", "awaited"])
 def test_log_line_print_to_notebook(async_: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines arrive while the call runs, soon; all of a short call's are there when it returns."""
@@ -266,6 +269,7 @@ def test_log_line_print_to_notebook(async_: bool, monkeypatch: pytest.MonkeyPatc
     promise("from print in the pod to the output here, median", late[len(late) // 2], 0.02)
 
 
+@pytest.mark.timed
 def test_interrupt_reaches_the_pod_and_timeouts_exist() -> None:
     cells = Cells()
     cells.run("import time\ndef hold(s):\n    time.sleep(s)\n    return s\n")
@@ -293,6 +297,7 @@ def test_100_quick_calls_leave_no_threads() -> None:
         assert threading.active_count() <= before
 
 
+@pytest.mark.timed
 def test_a_64_mib_array_there_and_back() -> None:
     cells = Cells()
     cells.run("def echo(x): return x\n")

@@ -59,6 +59,7 @@ def test_up_found_again_and_down(runtime: Path) -> None:
     delete("t-one")  # that there is none is as good
 
 
+@pytest.mark.timed
 def test_how_long_it_takes(runtime: Path) -> None:
     begun = time.perf_counter()
     apply("t-0")
@@ -76,6 +77,7 @@ def test_how_long_it_takes(runtime: Path) -> None:
     promise("next local pod, median of 5", sorted(times)[2], 0.04)
 
 
+@pytest.mark.timed
 def test_a_deploy_leaves_the_loop_free(runtime: Path) -> None:
     """No step of it holds up the portal, on which other calls wait."""
 

@@ -28,6 +28,7 @@ __all__ = ["runtime"]  # a fixture
 # -- the client --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("end", ["kill", "exit", "error", "term"])
 def test_the_clients_end_ends_its_pods(runtime: Path, end: str) -> None:
     """However it ends, and whatever children of its own hold its descriptors open."""

@@ -35,6 +35,7 @@ def rounds() -> int:
     return 100
 
 
+@pytest.mark.timed
 def test_redeploys_under_64_calls_in_flight(rounds: int, place: Place) -> None:
     """Each call returns the version that it began with, in the pod's own order of events."""
     handle = kt.fn(_versioned(0), name="versions").to(kt.Compute(), stream_logs=False)

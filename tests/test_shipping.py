@@ -690,9 +690,7 @@ def test_code_that_fails_to_import_fails_at_load(project: Path, cells: Cells, po
     write(
         project,
         **{
-            "fragile.py": "import sys\n"
-            "if 'tests.podlet' in sys.modules and sys.argv[0] == '-c':\n"
-            "    raise ValueError('only here')\n"
+            "fragile.py": f"import os\nif os.getpid() != {os.getpid()}:\n    raise ValueError('only here')\n",
         },
     )
     cells.run("import fragile\ndef f():\n    return fragile\n")

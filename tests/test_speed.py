@@ -23,6 +23,7 @@ def local() -> Iterator[places.Local]:
             yield place
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_it_has_not_become_slow(row: Row, local: places.Local) -> None:
     found = check(row, local)

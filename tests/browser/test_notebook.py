@@ -72,6 +72,7 @@ def wait_focus(notebook: Notebook, name: str) -> None:
     notebook.page.wait_for_function("name => document.activeElement.textContent === name", arg=name)
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("front", FRONTS)
 def test_a_notebook(front: str, open_notebook: OpenNotebook) -> None:
     """Load, deploy, call, watch, stop, see a figure and an exception, and end a service from the panel."""
@@ -159,6 +160,7 @@ def tear_down_by_keyboard(notebook: Notebook, panel: Locator) -> None:
     keyboard.press("Enter")
 
 
+@pytest.mark.timed
 def test_panels_live_through_it(open_notebook: OpenNotebook) -> None:
     """A cell that blocks, a second panel, outputs that are cleared, a restart: no hang, no exception anywhere."""
     cells = (
@@ -229,6 +231,7 @@ def test_panels_live_through_it(open_notebook: OpenNotebook) -> None:
     open_notebook.complaints.clear()
 
 
+@pytest.mark.timed
 def test_a_flood(open_notebook: OpenNotebook) -> None:
     """100,000 lines into one cell: the page answers all the time, and the server drops nothing."""
     notebook = open_notebook("lab", (LOAD, FLOOD, "flood(100_000)", "print('after')"))

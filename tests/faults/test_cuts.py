@@ -397,6 +397,7 @@ def test_long_breaks_under_load(rig: Rig) -> None:
     assert calls > 500
 
 
+@pytest.mark.timed
 def test_a_break_of_a_moment_costs_a_moment(rig: Rig) -> None:
     """Nothing is patched here: a closed connection is taken up again at once."""
     tag = rig.tag("slow")
@@ -414,6 +415,7 @@ def test_a_break_of_a_moment_costs_a_moment(rig: Rig) -> None:
 # -- what can't be resumed ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 def test_front_killed_in_a_call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     cells = Cells()
     cells.run("import os, time\ndef hold(s):\n    time.sleep(s)\n    return os.getpid()\n")

@@ -107,6 +107,7 @@ def both() -> Iterator[Any]:
 # -- in a def, in an async def -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("where", ["plain", "coroutine"])
 def test_death_in_a_call(both: Any, where: str, how: str) -> None:
@@ -133,6 +134,7 @@ def test_awaited_death(both: Any, how: str) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("how", ["exit", "kill", "memory"])
 def test_the_others_in_flight_hear_it_too(both: Any, how: str) -> None:
     ended: list[float] = []
@@ -250,6 +252,7 @@ class Model:
 """
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("how", WAYS)
 def test_death_in_init_at_the_first_deploy(tmp_path: Path, how: str) -> None:
     cells = cells_with(MODEL)
@@ -271,6 +274,7 @@ def test_death_in_init_at_the_first_deploy(tmp_path: Path, how: str) -> None:
         assert remote.add() == 1
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("how", WAYS)
 def test_death_in_init_again_and_again(place: Place, how: str) -> None:
     cells = cells_with(MODEL)
@@ -312,6 +316,7 @@ async def _raises(awaitable: Any) -> bool:
     return True
 
 
+@pytest.mark.timed
 def test_init_that_raises_after_a_death(place: Place) -> None:
     cells = cells_with(
         """

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.kernel.harness import Kernel
 from tests.promises import record
 
@@ -35,6 +37,7 @@ def _percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
+@pytest.mark.timed
 def test_three_services_in_a_gather(kernel: Kernel) -> None:
     kernel.run("%load_ext kubetorch_jupyter\nimport kubetorch as kt, json" + LAG)
     kernel.run(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import KernelFactory
 from tests.kernel.harness import Kernel, leftover_files, leftover_processes, wait_until_gone
 from tests.promises import promise
@@ -51,6 +53,7 @@ def test_a_detached_service_survives_its_kernel(make_newest_kernel: KernelFactor
     assert not wait_until_gone(first.runtime_dir, 3)[1:], "only the second kernel itself may name the directory"
 
 
+@pytest.mark.timed
 def test_a_kernel_killed_without_detach(make_newest_kernel: KernelFactory) -> None:
     """Every process is gone within 2 s, and nothing is left in the temporary folder."""
     kernel = make_newest_kernel()
@@ -135,6 +138,7 @@ def test_nothing_is_left_after_a_restart_but_what_was_detached(kernel: Kernel) -
     kernel.assert_nothing_left()
 
 
+@pytest.mark.timed
 def test_run_all_twice_does_not_construct_again(newest_kernel: Kernel, tmp_path: Path) -> None:
     log = tmp_path / "constructed"
     cells = [

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.conftest import KernelFactory
 from tests.promises import promise
@@ -137,6 +138,7 @@ def test_mistakes_are_one_line_and_cost_nothing(make_newest_kernel: KernelFactor
     assert kernel.run("%%kt\nkept").displays[-1]["text/plain"] == "1"
 
 
+@pytest.mark.timed
 def test_stop_in_a_cell_on_a_pod(kernel: Kernel) -> None:
     kernel.run(LOAD)
     kernel.run("%%kt\nimport time, asyncio, threading")
@@ -359,6 +361,7 @@ def test_four_cells_at_once(make_newest_kernel: KernelFactory) -> None:
     assert [c.wait().ok().stdout.count("once") for c in twice] == [1, 1]
 
 
+@pytest.mark.timed
 def test_threads_and_processes_of_loading(make_newest_kernel: KernelFactory) -> None:
     kernel = make_newest_kernel()
     kernel.run("import threading, time\nbefore = {t.name for t in threading.enumerate()}")

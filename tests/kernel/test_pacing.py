@@ -164,6 +164,7 @@ def test_forty_megabytes_in_two_seconds(newest: Kernel) -> None:
     hold_marker(newest, cell, ("\x1b[31m" + "z" * 99_994 + "\n") * 400, closing="\x1b[0m\n")
 
 
+@pytest.mark.timed
 def test_two_cells_at_once_and_small_talk_beside_them(newest: Kernel) -> None:
     codes = [
         "t0 = asyncio.create_task(remote['lines'](30_000, 40, async_=True))",
@@ -180,6 +181,7 @@ def test_two_cells_at_once_and_small_talk_beside_them(newest: Kernel) -> None:
     assert first.stderr == second.stderr == ""
 
 
+@pytest.mark.timed
 def test_many_small_calls_and_many_displays(newest: Kernel) -> None:
     calls = newest.run("for i in range(1500): remote['hello'](i)")
     assert calls.stdout == "".join(f"hello {i}\n" for i in range(1500))
@@ -201,6 +203,7 @@ def test_errors_and_displays_are_never_left_out(newest: Kernel) -> None:
     assert int(missing.replace(",", "")) + len(cell.stdout) == 50_000 * 101
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     "call", ["remote['flood'](400, 20)", "await remote['flood'](400, 20, async_=True)", "remote['lines'](5_000_000)"]
 )
@@ -266,6 +269,7 @@ def test_headless_and_without_a_server_everything_is_shown(make_newest_kernel: K
     assert "".join(o.text for o in outputs) == lines(21_500, 93)
 
 
+@pytest.mark.timed
 def test_a_timeout_and_a_cancel_do_not_wait_for_the_pace(newest: Kernel) -> None:
     newest.run(
         "def flood_and_wait():\n    print(('x' * 99 + '\\n') * 40_000)\n    time.sleep(60)\n"

@@ -64,6 +64,7 @@ def assert_quiet(kernel: Kernel) -> None:
     assert "Error" not in kernel.log, kernel.log
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("version", SUBSHELLS)
 def test_answers_while_a_cell_blocks(version: str, make_kernel_of: Any) -> None:
     make: KernelFactory = make_kernel_of(version)

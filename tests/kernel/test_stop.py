@@ -17,6 +17,8 @@ from tests.kernel.harness import Cell, Kernel
 from tests.places import Place
 from tests.promises import promise
 
+pytestmark = pytest.mark.timed
+
 #: The functions say when they have begun, and leave the name of what ended them in the file that they are given.
 FUNCTIONS = '''
 import asyncio, ctypes, re, time
