@@ -165,7 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         from .front import run_front
 
         return int(run_front(_params(options, os.path.abspath(options.dir), token)) or 0)
-    dir = os.path.abspath(options.dir) if options.dir is not None else tempfile.mkdtemp(prefix="kubetorch-pod-")
+    # In a directory of our own, since the front removes the one that its own is in if that is left empty.
+    dir = os.path.abspath(options.dir or os.path.join(tempfile.mkdtemp(prefix="kubetorch-pod-"), "pod"))
     os.makedirs(dir, mode=0o700, exist_ok=True)
     if token is None:
         token = secrets.token_hex(32)

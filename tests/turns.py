@@ -23,7 +23,11 @@ def turn(folder: Path, alone: bool) -> Iterator[None]:
             # Who waits for the room to be empty stands in the door meanwhile, so that no more go in.
             fcntl.flock(door, fcntl.LOCK_EX)
             fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        yield
+        try:
+            yield
+        finally:
+            # Closing isn't enough where a test has forked: its child has the file, too.
+            fcntl.flock(room, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -32,4 +36,4 @@ def _file(path: Path) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)  # and its lock is gone
+        os.close(fd)

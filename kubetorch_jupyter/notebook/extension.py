@@ -12,7 +12,7 @@ from typing import Any
 
 import kubetorch_jupyter as kt
 
-from . import asyncio_run, errors, progress, side_panel
+from . import asyncio_run, errors, progress, replies, side_panel
 
 __all__ = ["load_ipython_extension", "unload_ipython_extension"]
 
@@ -29,6 +29,7 @@ def load_ipython_extension(ipython: Any) -> None:
     for warning in caught:
         # As a line: a warning would show a source line of ours that says nothing to the user.
         print(warning.message)
+    replies.install(ipython)
     asyncio_run.install()
     progress.install()
     errors.install(ipython)
@@ -46,6 +47,7 @@ def unload_ipython_extension(ipython: Any) -> None:
     errors.uninstall()
     progress.uninstall()
     asyncio_run.uninstall()
+    replies.uninstall()
     kt.uninstall_as_kubetorch()
     ipython.drop_by_id({"kt": kt})
     if (registered := _loaded.pop(id(ipython), None)) is not None:

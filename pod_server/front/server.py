@@ -33,6 +33,8 @@ _TOO_LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: c
 _MESSAGE = 16 << 20
 #: Seconds that an idle connection stays open: longer than the longest pause between two transfers of a session.
 _KEEP_ALIVE = 600
+#: Turns of the loop within which a connection that was just being accepted is open, and one that is aborted is gone.
+_TURNS = 4
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
@@ -300,3 +302,8 @@ class Server:
                 task.cancel()
             if late:
                 await asyncio.wait(late, timeout=timeout)
+        # Who hasn't taken what was written for him, or was just being accepted, would outlive the loop.
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
+            for connection in list(self._state.connections):
+                connection.transport.abort()

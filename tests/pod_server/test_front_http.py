@@ -6,6 +6,8 @@ import asyncio
 import http.client
 import json
 import os
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Coroutine
@@ -172,3 +174,27 @@ def test_ready(kind: str) -> None:
         assert await is_ready() == 200
 
     play(scenario, load=False)
+
+
+def test_the_end_closes_who_is_just_coming_in() -> None:
+    """A connection that is just being accepted ends with the front: else its loop waited, or complained."""
+    script = """
+import asyncio, socket, uvloop
+from pod_server.front import server
+
+async def end(turns):
+    listening = server.bind("127.0.0.1", 0)
+    running = server.Server(None, listening, [])
+    await running.open()
+    with socket.create_connection(listening.getsockname()):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await running.close(0.2)
+
+for turns in range(6):
+    loop = uvloop.new_event_loop()
+    loop.run_until_complete(end(turns))
+    loop.close()
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
