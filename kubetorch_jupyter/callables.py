@@ -2,23 +2,25 @@
 
 A handle is thin: it packs the callable (`shipping`), asks `service` for a live service, checks a call's arguments
 against the interface and hands them to `calls`. Blocking and awaiting faces of one thing stand side by side and share
-all but the waiting.
+all but the waiting. None of that is imported before the first deploy, which begins a local pod's process first.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
-from .calls import Call, CallOptions
 from .errors import ConfigError
-from .interface import local_signature
+from .interface import display_name, local_signature
 from .invocation import RemoteCallable, with_options
 from .markup import summary
 from .module import Module, Source
-from .service import Service
-from .shipping import display_name
+from .options import CallOptions
+
+if TYPE_CHECKING:
+    from .calls import Call
+    from .service import Service
 
 __all__ = ["Cls", "Fn", "Module", "RemoteMethod", "cls", "fn"]
 

@@ -30,7 +30,7 @@
     + `PayloadTooLargeError`
   * `NotebookError`
   * `RemoteError`: the user's code raised something that can't be rebuilt here
-* `Cancelled` (BaseException): what a cancelled ``def`` sees in a pod; defined in `pod_server.exceptions`
+* `Cancelled` (BaseException): what a cancelled ``def`` sees in a pod; defined in `pod_server.cancelled`
 
 A user's exception normally arrives as itself and is none of these. All of them carry what they know as attributes and
 can be pickled, because a service may call a service.
@@ -41,7 +41,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pod_server.exceptions import Cancelled
+from pod_server.cancelled import Cancelled
 
 from .error_base import KubetorchError, describe_death, describe_size, of_service
 from .remote_error import RemoteError, remote_error

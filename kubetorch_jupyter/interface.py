@@ -12,13 +12,28 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Entry", "Interface", "local_signature"]
+__all__ = ["Entry", "Interface", "display_name", "local_signature"]
 
 _P = inspect.Parameter
 _KINDS = {
     int(kind): kind
     for kind in (_P.POSITIONAL_ONLY, _P.POSITIONAL_OR_KEYWORD, _P.VAR_POSITIONAL, _P.KEYWORD_ONLY, _P.VAR_KEYWORD)
 }
+
+
+def display_name(target: Any) -> str:
+    """What messages call a callable.
+
+    Examples
+    --------
+    >>> import functools
+    >>> display_name(functools.partial(print, 1)), display_name(lambda: 0)
+    ('print', 'lambda')
+    """
+    while isinstance(target, functools.partial):
+        target = target.func
+    name = getattr(target, "__name__", None) or type(target).__name__
+    return "lambda" if name == "<lambda>" else str(name)
 
 
 @dataclass(frozen=True)

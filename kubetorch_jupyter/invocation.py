@@ -8,12 +8,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .calls import Call, CallOptions, invoke, invoke_async, iterate, iterate_async, map_calls, spawn
 from .errors import ConfigError
 from .interface import Entry
-from .service import Service
+from .options import CallOptions
+
+if TYPE_CHECKING:
+    from .calls import Call
+    from .service import Service
 
 __all__ = ["KEYWORDS", "RemoteCallable", "check_serialization", "with_options"]
 
@@ -59,12 +62,7 @@ class RemoteCallable(ABC):
             async_, options = self._take_keywords(entry, kwargs, async_, options)
         if entry.check is not None:
             entry.check(*args, **kwargs)
-        method = self._key or None
-        if entry.generator:
-            begin = iterate_async if async_ else iterate
-            return begin(service, method, args, kwargs, options)
-        send = invoke_async if async_ else invoke
-        return send(service, method, args, kwargs, options)
+        return service.ways[async_, entry.generator](service, self._key or None, args, kwargs, options)
 
     def _take_keywords(
         self, entry: Entry, kwargs: dict[str, Any], async_: bool, options: CallOptions
@@ -87,12 +85,13 @@ class RemoteCallable(ABC):
 
     def _aio(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         service, method = self._checked(args, kwargs)
-        send = iterate_async if self._entry().generator else invoke_async
-        return send(service, method, args, kwargs, self._mode()[1])
+        return service.ways[True, self._entry().generator](service, method, args, kwargs, self._mode()[1])
 
     def _spawn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call[Any]:
         service, method = self._checked(args, kwargs)
         self._refuse_generator("spawn")
+        from .calls import spawn
+
         return spawn(service, method, args, kwargs, self._mode()[1])
 
     def _refuse_generator(self, verb: str) -> None:
@@ -155,8 +154,11 @@ class RemoteCallable(ABC):
     ) -> Iterator[Any]:
         __tracebackhide__ = True
         self._refuse_generator("map")
+        service = self._deployed()
+        from .calls import map_calls
+
         return map_calls(
-            self._deployed(),
+            service,
             self._key or None,
             argss,
             self._mode()[1],

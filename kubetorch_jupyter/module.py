@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from . import shipping
-from .calls import CallOptions, load_error
-from .code import take_code
+from .backends import begun
 from .compute import Compute
 from .config import config
 from .errors import ConfigError, NotDeployedError
 from .identity import service_name
-from .interface import Interface
-from .invocation import KEYWORDS, check_serialization, with_options
+from .invocation import check_serialization, with_options
 from .markup import summary
-from .packing import pack
-from .progress import DeployProgress
-from .service import Service, deploy, find_service
-from .streams import open_output
-from .transport.portal import get_portal
-from .transport.session import RemoteFailure
+from .options import CallOptions
+
+if TYPE_CHECKING:
+    from .delivery import Delivery
+    from .service import Service
 
 __all__ = ["Module", "Source"]
 
@@ -174,15 +170,9 @@ class Module:
         42
         """
         __tracebackhide__ = True
-        make, up, progress = self._deploying(compute, init_args, stream_logs, get_if_exists, dryrun)
-        with progress:
-            bundle = make()
-            if not dryrun:
-                try:
-                    get_portal().run(up(bundle))
-                except RemoteFailure as e:
-                    error = load_error(e, service_name(self._source.name))
-                    raise error from error.__cause__
+        compute, shown = self._settled(compute, init_args, stream_logs)
+        with begun(compute) if not (dryrun or get_if_exists) else nullcontext():
+            self._delivery(compute, init_args, shown, get_if_exists, dryrun).run()
         return self
 
     async def to_async(
@@ -196,32 +186,20 @@ class Module:
     ) -> Self:
         """`to` for a running loop, which it never blocks; several may be awaited in one ``gather``."""
         __tracebackhide__ = True
-        make, up, progress = self._deploying(compute, init_args, stream_logs, get_if_exists, dryrun)
-
-        async def run() -> None:
-            bundle = await pack(make)
-            if not dryrun:
-                await up(bundle)
-
-        async with progress:
-            try:
-                await get_portal().wrap(run())
-            except RemoteFailure as e:
-                error = load_error(e, service_name(self._source.name))
-                raise error from error.__cause__
+        compute, shown = self._settled(compute, init_args, stream_logs)
+        with begun(compute) if not (dryrun or get_if_exists) else nullcontext():
+            await self._delivery(compute, init_args, shown, get_if_exists, dryrun).run_async()
         return self
 
-    def _deploying(
-        self, compute: Compute | None, init_args: Any, stream_logs: bool | None, get_if_exists: bool, dryrun: bool
-    ) -> tuple[Callable[[], shipping.Bundle], Callable[[shipping.Bundle], Coroutine[Any, Any, None]], DeployProgress]:
-        """The two steps of a deploy, pack in a thread of the user's and bring up on the portal, and what shows them."""
+    def _settled(self, compute: Compute | None, init_args: Any, stream_logs: bool | None) -> tuple[Compute, bool]:
+        """What it is deployed on, and whether its output is shown, from now on."""
         source = self._source
         if source.target is None:
             raise NotDeployedError(f'"{source.name}" was made from a name only and has no code to deploy')
         compute = compute if compute is not None else Compute()
         if not isinstance(compute, Compute):
             raise ConfigError(f".to() takes a kt.Compute, not {type(compute).__name__}")
-        name = service_name(source.name)
+        service_name(source.name)
         if self._kind == "fn" and init_args is not None:
             raise ConfigError("init_args= is for classes; a function's arguments are given when it is called")
         if init_args is not None and not isinstance(init_args, (dict, list, tuple)):
@@ -231,33 +209,30 @@ class Module:
             )
         shown = self._options.stream_logs if stream_logs is None else bool(stream_logs)
         self._options = replace(self._options, stream_logs=shown)
-        progress = DeployProgress(name, quiet=not shown or dryrun)
-        # Where the load's own output goes: the deploying cell.
-        output = open_output(name) if shown else None
-        here = os.getcwd()
+        return compute, shown
 
-        def make() -> shipping.Bundle:
-            return shipping.pack(
-                source.target,
-                name=shipping.display_name(source.target),
-                kind=self._kind,
-                init_args=init_args,
-                sync_dir=source.sync_dir,
-                compute=compute,
-            )
+    def _delivery(self, compute: Compute, init_args: Any, shown: bool, get_if_exists: bool, dryrun: bool) -> Delivery:
+        # Here, and not before: importing it takes as long as a local pod's first process needs to come up.
+        from .delivery import Delivery
 
-        async def up(bundle: shipping.Bundle) -> None:
-            code = take_code(bundle, compute, here)
-            # That ``_`` becomes ``-`` is seen in the next line.
-            if name != source.name.lower().replace("_", "-"):
-                progress.note(f'the service of "{source.name}" is called "{name}"')
-            for line in self._hidden(bundle):
-                progress.note(line)
-            service = await deploy(code, name, progress, output, get_if_exists=get_if_exists)
+        def adopt(service: Service) -> None:
             self._adopt(service)
             self._compute, self._init_args = compute, init_args
 
-        return make, up, progress
+        source = self._source
+        return Delivery(
+            target=source.target,
+            given_name=source.name,
+            kind=self._kind,
+            sync_dir=source.sync_dir,
+            compute=compute,
+            init_args=init_args,
+            shown=shown,
+            get_if_exists=get_if_exists,
+            dryrun=dryrun,
+            own_names=self._own_names(),
+            adopt=adopt,
+        )
 
     def _adopt(self, service: Service) -> None:
         self._live = service
@@ -265,19 +240,6 @@ class Module:
     @classmethod
     def _own_names(cls) -> frozenset[str]:
         return frozenset(n for n in dir(cls) if not n.startswith("_"))
-
-    def _hidden(self, bundle: shipping.Bundle) -> list[str]:
-        """What to say about the user's names that win over ours."""
-        lines = []
-        for key, entry in Interface(bundle.meta["interface"], bundle.meta["name"]).entries.items():
-            if theirs := sorted(entry.parameters & KEYWORDS):
-                names = ", ".join(theirs)
-                lines.append(f"{entry.name} has its own parameter {names}: in calls of it the name is yours")
-            if self._kind == "cls" and key == "service":
-                lines.append(f"{entry.name} can't be called on the handle: .service is ours there; rename it")
-            elif self._kind == "cls" and key in self._own_names():
-                lines.append(f"{entry.name} hides ours of that name on the handle; ours are on .service")
-        return lines
 
     def _deployed(self) -> Service:
         if self._live is None:
@@ -312,7 +274,10 @@ class Module:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await get_portal().wrap(self._deployed().teardown_async())
+        service = self._deployed()
+        from .transport.portal import get_portal
+
+        await get_portal().wrap(service.teardown_async())
 
     # -- finding -----------------------------------------------------------------------------------------------------
 
@@ -326,6 +291,9 @@ class Module:
             When there is none of that name.
         """
         __tracebackhide__ = True
+        from .service import find_service
+        from .transport.portal import get_portal
+
         service = get_portal().run(find_service(service_name(name), namespace))
         made = next(kind for kind in Module.__subclasses__() if kind._kind == service.kind)
         if not issubclass(made, cls):

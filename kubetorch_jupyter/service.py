@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pod_server.wire import parse_call_id
 
@@ -21,7 +21,7 @@ from .asking import call_rows, event_rows, status_of, text_of
 from .backends import backend_of, get_backend
 from .backends.base import Backend, Event, ServiceInfo
 from .backends.notes import local_notes
-from .calls import find_row, load_error
+from .calls import find_row, invoke, invoke_async, iterate, iterate_async, load_error
 from .code import Code
 from .compute import Compute
 from .deployment import adopt, bring_up, come_again, fill, lacks, others
@@ -58,6 +58,15 @@ class Service:
     >>> handle.service.calls()      # doctest: +SKIP
     >>> handle.service.restart()    # doctest: +SKIP
     """
+
+    #: How it is called, by whether that is awaited and whether it gives items. Handles find it here: what isn't
+    #: deployed yet needs nothing of `calls`.
+    ways: ClassVar[Mapping[tuple[bool, bool], Callable[..., Any]]] = {
+        (False, False): invoke,
+        (True, False): invoke_async,
+        (False, True): iterate,
+        (True, True): iterate_async,
+    }
 
     name: str
     backend: Backend = field(repr=False)

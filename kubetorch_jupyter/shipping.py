@@ -26,9 +26,10 @@ from pod_server._unpicklable import describe
 from . import by_source, sources
 from .errors import ConfigError, PayloadTooLargeError, SerializationError, VersionMismatchError
 from .fingerprint import Survey
+from .interface import display_name
 from .steps import PackedSteps, pack_steps
 
-__all__ = ["CAPTURE_WARNING", "PYTHON", "Bundle", "describe_interface", "display_name", "pack"]
+__all__ = ["CAPTURE_WARNING", "PYTHON", "Bundle", "describe_interface", "pack"]
 
 Buffer = serialization.Buffer
 
@@ -95,21 +96,6 @@ class _Packed:
     tree: sources.Tree
     pickled: list[Buffer]
     warnings: list[str]
-
-
-def display_name(target: Any) -> str:
-    """What messages call a callable.
-
-    Examples
-    --------
-    >>> import functools
-    >>> display_name(functools.partial(print, 1)), display_name(lambda: 0)
-    ('print', 'lambda')
-    """
-    while isinstance(target, functools.partial):
-        target = target.func
-    name = getattr(target, "__name__", None) or type(target).__name__
-    return "lambda" if name == "<lambda>" else str(name)
 
 
 def pack(

@@ -117,17 +117,6 @@ def _complete_library():
         setattr(logging.LoggerAdapter, "__class_getitem__", classmethod(types.GenericAlias))
 
 
-def _without_command_line():
-    # type: () -> None
-    """Keep uvicorn from importing its command line, and click for it: a tenth of what the front needs to start."""
-    import types
-
-    stand_in = types.ModuleType("uvicorn.main")
-    for name in ("Server", "main", "run"):
-        setattr(stand_in, name, None)
-    sys.modules[stand_in.__name__] = stand_in
-
-
 def main(argv):
     # type: (list[str]) -> int
     """Run the part that is asked for; the exit code."""
@@ -158,10 +147,8 @@ def main(argv):
         _say("{} can't be unpacked into {}: {}: {}".format(archive, lib, type(e).__name__, e))
         return 1
     _set_path(root, part)
-    if part == "front":
-        if sys.version_info < (3, 11):
-            _complete_library()
-        _without_command_line()
+    if part == "front" and sys.version_info < (3, 11):
+        _complete_library()
     from pod_server.__main__ import main as run
 
     return int(run(argv))

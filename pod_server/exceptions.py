@@ -18,19 +18,13 @@ from typing import Any, cast
 
 from . import _tracebacks, serialization
 from ._unpicklable import type_name as _type_name
+from .cancelled import Cancelled
 
 __all__ = ["Cancelled", "Fallback", "decode", "encode", "format", "message"]
 
 #: ``fallback(type_name, message, traceback_text, base)`` makes the stand-in for an exception that can't be rebuilt.
 Fallback = Callable[[str, str, str, type[BaseException]], BaseException]
 Buffer = serialization.Buffer
-
-
-class Cancelled(BaseException):
-    """What a ``def`` function that runs in a pod gets when its call is cancelled.
-
-    A `BaseException`, so that ``except Exception`` doesn't swallow it; ``finally`` blocks run as usual.
-    """
 
 
 #: Exceptions that steer the program which raises them. Raised in the pod they say nothing about the client's own loop,

@@ -170,12 +170,10 @@ print(len(names), version("cloudpickle"), version("uvicorn"))
 @pytest.mark.parametrize("version", PYTHONS)
 def test_the_front_starts_without_the_servers_command_line(version: str, tmp_path: Path) -> None:
     code = """
-from pod_server import boot
+from pod_server import boot, front
 if sys.version_info < (3, 11):
     boot._complete_library()
-boot._without_command_line()
-from pod_server.front import main
-main.preload()
+front.preload()
 assert "uvicorn.server" in sys.modules
 print([n for n in ("click", "multiprocessing", "uvicorn.supervisors") if n in sys.modules])
 """

@@ -43,6 +43,14 @@ def test_import_costs_no_more_than_asyncio_and_cloudpickle() -> None:
     assert both < 1.9 * base
 
 
+def test_a_handle_imports_nothing_that_only_deploys_need() -> None:
+    """Until then they are imported while a local pod's first process comes up."""
+    code = "import kubetorch_jupyter as kt, sys; kt.fn(len), kt.cls(dict), kt.Compute(cpus=1)\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    late = {"asyncio", "cloudpickle", "http.client", "subprocess", "websockets", "zipfile"}
+    assert not late.intersection(done.stdout.split())
+
+
 @pytest.mark.parametrize(
     "use", ["", "kt.fn, kt.cls, kt.Compute, kt.config, kt.errors, kt.images, kt.Secret, kt.Volume"]
 )

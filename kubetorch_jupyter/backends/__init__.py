@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from ..compute import Compute
 from ..config import config
 from ..errors import ConfigError
-from .base import Backend
-from .inside import inside_backend
 
-__all__ = ["backend_of", "get_backend"]
+if TYPE_CHECKING:
+    from .base import Backend
+
+__all__ = ["backend_of", "begun", "get_backend"]
 
 _SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount/token"
 
@@ -53,11 +57,29 @@ def backend_of(name: str, namespace: str | None, token: str, compute: Compute) -
         As for `get_backend`.
     """
     if _is_inside():
+        from .inside import inside_backend
+
         inside = inside_backend(namespace)
         inside.tell(name, token)
         return inside
     found = get_backend(compute)
     return get_backend(Compute(namespace=namespace)) if found.here and namespace is not None else found
+
+
+@contextmanager
+def begun(compute: Compute) -> Iterator[None]:
+    """Begin what a deploy to this `Compute` needs and what takes long; what it hasn't used at its end is taken back.
+
+    That is the first process of this client's local pods, which comes up while the client imports what it deploys with.
+    """
+    image = compute.image
+    if _is_kubernetes(compute) or (image is not None and image.local_problem()):
+        yield
+        return
+    from .spawning import spawned_early
+
+    with spawned_early(compute):
+        yield
 
 
 def _is_kubernetes(compute: Compute) -> bool:

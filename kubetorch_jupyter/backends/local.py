@@ -28,9 +28,10 @@ from . import gpus, registry
 from .base import Event, Finding, Phase, Progress, Revision, ServiceInfo, ServiceSpec, VolumeStore, curl_line
 from .ending import kill_tree, until_ended, until_settled
 from .notes import local_findings, no_volumes
-from .pods import changes, environment, front_params, pod_env, pod_spec, unused_kubeconfig
+from .pods import changes, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
-from .zygotes import RootZygote, process_env
+from .spawning import begin_anew, environment, process_env
+from .zygotes import RootZygote
 
 __all__ = ["LocalBackend", "shutdown"]
 
@@ -265,7 +266,7 @@ class LocalBackend:
         registry.discard_empty(record.path.parent)
 
     async def _zygote(self, spec: ServiceSpec) -> RootZygote:
-        env = environment(spec)
+        env = environment(spec.compute)
         key = tuple(process_env(env).items())
         task = self._zygotes.get(key)
         if task is not None and task.done() and (task.cancelled() or task.exception() or task.result().closed):
@@ -428,6 +429,7 @@ class LocalBackend:
         for zygote in zygotes:
             zygote.wait(max(deadline - time.monotonic(), 0.1))
             zygote.forget()
+        begin_anew()
 
     def _leave(self, *, forked: bool) -> None:
         """Let go of the zygotes: at the end of the process, or because they are another process's."""

@@ -13,15 +13,9 @@ from ..config import config
 from ..errors import StartupError
 from .base import ServiceSpec
 from .registry import Record
-from .zygotes import process_env
+from .spawning import environment, process_env
 
-__all__ = ["changes", "environment", "front_params", "pod_env", "pod_spec", "unused_kubeconfig"]
-
-
-def environment(spec: ServiceSpec) -> dict[str, str]:
-    """The client's environment with what the user asked for."""
-    image = spec.compute.image
-    return {**os.environ, **(image.env() if image is not None else {}), **spec.compute.env()}
+__all__ = ["changes", "front_params", "pod_env", "pod_spec", "unused_kubeconfig"]
 
 
 def pod_spec(spec: ServiceSpec) -> dict[str, Any]:
@@ -30,7 +24,7 @@ def pod_spec(spec: ServiceSpec) -> dict[str, Any]:
         "gpus": spec.compute.gpu_count,
         "detach": spec.compute.detach,
         "python": sys.executable,
-        "env": process_env(environment(spec)),
+        "env": process_env(environment(spec.compute)),
     }
 
 

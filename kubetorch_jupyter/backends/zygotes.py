@@ -1,4 +1,4 @@
-"""The client's side of a root zygote: starts the process, asks it for pods, hears of their ends.
+"""The client's side of a root zygote: asks it for pods, hears of their ends.
 
 Runs on the portal. One for each interpreter and each environment that only a new process can take on.
 """
@@ -7,40 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import pod_server
-from pod_server import processes
 from pod_server.wire import Decoder, Frame, FrameType, WireError, encode
 
 from ..errors import StartupError
+from .spawning import Spawned, spawn, take
 
-__all__ = ["RootZygote", "process_env"]
+__all__ = ["RootZygote"]
 
 log = logging.getLogger(__name__)
-
-#: Variables that are read when a process starts, and never again.
-_PROCESS_ONLY = ("LD_", "DYLD_", "MALLOC_", "GLIBC_TUNABLES", "PYTHONHASHSEED", "PYTHONMALLOC", "PYTHONUTF8")
-#: What would keep the zygote from starting as it should. It gets the first by itself, as the last of its path.
-_NOT_FOR_ZYGOTE = ("PYTHONPATH", "PYTHONINSPECT", "PYTHONSTARTUP", "PYTHONSAFEPATH")
-
-
-def process_env(env: Mapping[str, str]) -> dict[str, str]:
-    """Those variables that only a new process can take on.
-
-    Examples
-    --------
-    >>> process_env({"LD_PRELOAD": "libx.so", "HOME": "/root"})
-    {'LD_PRELOAD': 'libx.so'}
-    """
-    return {name: value for name, value in sorted(env.items()) if name.startswith(_PROCESS_ONLY)}
 
 
 class RootZygote:
@@ -48,34 +27,29 @@ class RootZygote:
 
     Parameters
     ----------
-    process, connection, stderr
+    spawned
         The process, our end of its socket, and what it writes to stderr.
     on_end
         Called with ``(incarnation, reason)`` when one of its pods has ended.
     """
 
-    def __init__(
-        self,
-        process: subprocess.Popen[bytes],
-        connection: socket.socket,
-        stderr: BinaryIO,
-        on_end: Callable[[str, str], None],
-    ) -> None:
-        self._process = process
-        self._connection = connection
-        self._stderr = stderr
+    def __init__(self, spawned: Spawned, on_end: Callable[[str, str], None]) -> None:
+        self._process = spawned.process
+        self._connection = spawned.connection
+        self._connection.setblocking(False)
+        self._stderr = spawned.stderr
         self._on_end = on_end
         self._decoder = Decoder()
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self._next = 0
+        self._next = 1  # `init` was the first
         self._said = ""
         self._loop = asyncio.get_running_loop()
         self.closed = False
-        self._loop.add_reader(connection, self._on_readable)
+        self._loop.add_reader(self._connection, self._on_readable)
 
     @classmethod
     async def start(cls, env: Mapping[str, str], on_end: Callable[[str, str], None]) -> RootZygote:
-        """Start one; returns when the process runs (its imports go on meanwhile).
+        """Start one, or take the one that was started early; its imports go on when this returns.
 
         Parameters
         ----------
@@ -91,23 +65,13 @@ class RootZygote:
         """
         if not sys.executable:
             raise StartupError("local pods need to know the Python interpreter, and sys.executable is empty here")
-        ours, theirs = socket.socketpair()
-        stderr = _scratch()
         try:
-            process = await asyncio.to_thread(_start, env, theirs, stderr)
-        except BaseException as e:
-            ours.close()
-            stderr.close()
-            if isinstance(e, OSError):
-                raise StartupError(f"the process that starts local pods can't be started: {e.strerror or e}") from e
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        zygote = cls(process, ours, stderr, on_end)
-        given = {name: os.environ[name] for name in _NOT_FOR_ZYGOTE if name in os.environ}
-        zygote._post(zygote._number(), {"op": "init", "path": _library_path(), "env": given})
-        return zygote
+            spawned = take(env)
+            if spawned is None:
+                spawned = await asyncio.to_thread(spawn, env)
+        except OSError as e:
+            raise StartupError(f"the process that starts local pods can't be started: {e.strerror or e}") from e
+        return cls(spawned, on_end)
 
     # -- requests ----------------------------------------------------------------------------------------------------
 
@@ -239,35 +203,3 @@ class RootZygote:
         except subprocess.TimeoutExpired:
             return False
         return True
-
-
-def _scratch() -> BinaryIO:
-    """A file without a name: nothing to clean up afterwards, and no pipe that somebody must read."""
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("kubetorch-zygote"), "w+b")
-    return tempfile.TemporaryFile()
-
-
-def _library_path() -> list[str]:
-    """Where this process's packages may be, without the folders of the user's own files."""
-    own = {"", os.getcwd()}
-    if sys.argv and sys.argv[0]:
-        own.add(os.path.dirname(os.path.abspath(sys.argv[0])))
-    return [p for p in sys.path if p not in own]
-
-
-def _start(env: Mapping[str, str], control: socket.socket, stderr: BinaryIO) -> subprocess.Popen[bytes]:
-    main = Path(pod_server.__file__).resolve().parent / "zygote" / "__main__.py"
-    pid, start = processes.this_process()
-    return subprocess.Popen(
-        # -P and a path: what lies in the working directory or on PYTHONPATH can't take a module's place.
-        [sys.executable, "-P", str(main), "--control", str(control.fileno()), "--owner", f"{pid}:{start}"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=stderr,
-        pass_fds=[control.fileno()],
-        cwd="/",
-        env={name: value for name, value in env.items() if name not in _NOT_FOR_ZYGOTE},
-        # Stop and the kernel's end signal its whole process group.
-        start_new_session=True,
-    )

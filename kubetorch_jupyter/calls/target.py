@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from ..options import CallOptions
 from ..transport.session import Session
 
 __all__ = ["CallOptions", "Target"]
@@ -40,26 +40,3 @@ class Target(Protocol):
     async def session_of(self, id: str) -> Session:
         """The session with the pod that has the call of this id, where one of several has it."""
         ...
-
-
-@dataclass(frozen=True)
-class CallOptions:
-    """How a call is made.
-
-    Parameters
-    ----------
-    timeout
-        Seconds after which it is cancelled, counted from when it is sent; None: never. A retry has as long again.
-    retries
-        How often it is made again when its worker died or its pod was lost: it may have run in part each time. A
-        generator function's call never is: items of it have been taken.
-    stream_logs
-        Whether what it prints is shown. The pod keeps it either way.
-    serialization
-        ``"pickle"``, ``"json"`` or ``"none"`` (bytes as they are).
-    """
-
-    timeout: float | None = None
-    retries: int = 0
-    stream_logs: bool = True
-    serialization: str = "pickle"

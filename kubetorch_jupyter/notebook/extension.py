@@ -35,7 +35,7 @@ def load_ipython_extension(ipython: Any) -> None:
     errors.install(ipython)
     side_panel.install(ipython)
     # Now, where nothing waits: at the first use, in a cell that awaits, it would hold the kernel's loop for 0.1 s.
-    import_module("kubetorch_jupyter.callables")
+    import_module("kubetorch_jupyter.delivery")
     if id(ipython) not in _loaded:
         _loaded[id(ipython)] = _register(ipython)
         _say_what_lives()

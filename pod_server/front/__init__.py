@@ -6,6 +6,11 @@ warm.
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+
 from .params import FrontParams
 
 __all__ = ["FrontParams", "preload", "run_front"]
@@ -24,8 +29,8 @@ def run_front(params: FrontParams) -> int:
     int
         0 after an orderly end; 1 when it could not start (``front.json`` then has ``error``).
     """
-    from .main import run_front as run
-
+    with _without_command_line():
+        from .main import run_front as run
     return run(params)
 
 
@@ -33,6 +38,26 @@ def preload() -> None:
     """Import everything that `run_front` needs, without starting threads or loops, so that a fork of this process
     starts at once.
     """
-    from .main import preload as load
-
+    with _without_command_line():
+        from .main import preload as load
     load()
+
+
+@contextmanager
+def _without_command_line() -> Iterator[None]:
+    """Keep uvicorn from importing its command line, and click for it: an eighth of what the front needs to start.
+
+    Its ``main``, ``run`` and ``Server`` are missing then. Workers that are forked from here import their own
+    (`zygote.pod`).
+    """
+    if "uvicorn" in sys.modules:
+        yield
+        return
+    stand_in = ModuleType("uvicorn.main")
+    for name in ("Server", "main", "run"):
+        setattr(stand_in, name, None)
+    sys.modules[stand_in.__name__] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[stand_in.__name__]

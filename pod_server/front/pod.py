@@ -8,9 +8,7 @@ import logging
 import os
 import platform
 import shutil
-import sys
 import time
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ..ending import write_end
@@ -80,7 +78,6 @@ class Pod:
         self.requests = Requests(self)
         self.memory = MemoryWatch(self.supervisor)
         self.usage = Usage(self.supervisor.fleet, params.devices, remote=params.containers)
-        self._cloudpickle = _version("cloudpickle")
         self._tasks: list[asyncio.Task[None]] = []
         self._server: asyncio.AbstractServer | None = None
 
@@ -102,7 +99,6 @@ class Pod:
             "state": self.supervisor.state,
             "losses": self.supervisor.losses,
             "python": ".".join(platform.python_version_tuple()[:2]),
-            "cloudpickle": self._cloudpickle,
             "pid": os.getpid(),
             "draining": self.draining,
         }
@@ -227,13 +223,3 @@ class Pod:
                 break
         with contextlib.suppress(OSError):  # other services are in it, or it isn't ours
             os.rmdir(os.path.dirname(os.path.abspath(self.params.dir)))
-
-
-def _version(package: str) -> str | None:
-    loaded = getattr(sys.modules.get(package), "__version__", None)
-    if loaded is not None:
-        return str(loaded)  # reading it from the installation takes milliseconds
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -321,6 +321,12 @@ def _front_ended(connection: int, timeout: float) -> bool:
     return ended
 
 
+def _forget_server() -> None:
+    """Let the user's code import its own uvicorn: that of the front isn't whole."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "uvicorn"]:
+        del sys.modules[name]
+
+
 def pod_zygote(
     dir: str,
     *,
@@ -360,6 +366,7 @@ def pod_zygote(
     # What a worker needs, while the front starts; the root zygote may have done it already.
     from .. import worker  # noqa: F401
 
+    _forget_server()
     front = _connect(dir, ready)
     if front is None:
         return 0

@@ -24,6 +24,8 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,21 +40,32 @@ __all__ = ["Pod", "Root", "preload_front", "root_zygote"]
 _IDLE = 0.3
 
 
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Import what forked processes share, with nobody looking for garbage in it, now or later.
+
+    Each look would go through everything that has been imported, a tenth of the time, and finds next to nothing.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def preload_front() -> None:
     """Import what a front needs, and have the forked ones share the memory of it."""
-    from .. import front
+    with _importing():
+        from .. import front
 
-    front.preload()
-    gc.collect()
-    gc.freeze()
+        front.preload()
 
 
 def preload_worker() -> None:
     """The same for a pod's zygote and its workers, which would import it by themselves."""
-    from .. import worker  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
+    with _importing():
+        from .. import worker  # noqa: F401
 
 
 @dataclass
