@@ -187,6 +187,21 @@ def test_two_deploys_share_it(runtime: Path) -> None:
     assert left == []
 
 
+def test_after_a_shutdown_the_next_deploy_is_as_the_first(runtime: Path) -> None:
+    early = client("""
+        from kubetorch_jupyter.backends import local
+        from kubetorch_jupyter.backends.spawning import spawned_early
+        answer = []
+        kt.fn(f).to(kt.Compute(), stream_logs=False)
+        for _ in range(2):
+            before = children()
+            with spawned_early(kt.Compute()):
+                answer.append(len(children()) - len(before))
+            local.shutdown()
+    """)
+    assert early == [0, 1]
+
+
 def test_the_users_code_has_all_of_uvicorn(runtime: Path) -> None:
     """The front's lacks its command line."""
     assert client("""
