@@ -33,7 +33,7 @@ from cloudpickle import cloudpickle as _cp
 
 from .sources import is_local_file
 
-__all__ = ["Survey", "is_by_value", "is_users"]
+__all__ = ["Survey", "class_id", "is_by_value", "is_users"]
 
 _ATOMS = frozenset((type(None), bool, int, float, complex, str, bytes, type(Ellipsis)))
 #: Containers of more items are first tried as a whole.
@@ -43,6 +43,8 @@ _CLASS_NOISE = frozenset(
     (
         *("__dict__", "__weakref__", "__module__", "_abc_impl", "__slotnames__", "__firstlineno__"),
         *("__static_attributes__", "__annotate_func__", "__annotations_cache__", "__annotate__"),
+        # pydantic makes these of the fields, which count, and writes the address of the class into them.
+        *("__pydantic_core_schema__", "__pydantic_validator__", "__pydantic_serializer__"),
     )
 )
 
@@ -195,7 +197,7 @@ class Survey:
             self._visit_function(value, path)
         elif cls is types.CodeType:
             self._visit_code(value, path)
-        elif (visit := _SPECIAL.get(cls)) is not None:
+        elif (visit := _SPECIAL.get(cls) or _SPECIAL_BY_NAME.get(f"{cls.__module__}.{cls.__qualname__}")) is not None:
             self._put("special", cls.__qualname__)
             for label, part in visit(value):
                 self._visit(part, path + label)
@@ -381,6 +383,24 @@ class Survey:
         self._visit(reduced[5] if len(reduced) > 5 else None, path)
 
 
+def class_id(cls: type) -> str | None:
+    """What a class of the notebook is called on both sides, the same in each kernel that defines it so.
+
+    None when it can't be compared. It is made when the class first travels, and holds what its methods capture then: a
+    class that is defined again after that has changed is another one.
+
+    Examples
+    --------
+    >>> class Point: x = 1
+    >>> again, Point = Point, type("Point", (), {"x": 1, "__module__": Point.__module__})
+    >>> class_id(Point) == class_id(again)
+    True
+    """
+    survey = Survey(cls.__qualname__)
+    survey.add(cls)
+    return None if survey.unstable else f"kubetorch-{survey.hexdigest()}"
+
+
 def _parts_of_method(method: types.MethodType) -> Iterable[tuple[str, Any]]:
     return (".__func__", method.__func__), (".__self__", method.__self__)
 
@@ -420,6 +440,11 @@ def _parts_of_typevar(value: Any) -> Iterable[tuple[str, Any]]:
     return (("", value.__name__), ("", value.__bound__), ("", value.__constraints__))
 
 
+def _parts_of_pydantic_decorator(value: Any) -> Iterable[tuple[str, Any]]:
+    """All but ``cls_ref``, which has the address of the class in it."""
+    return (("", value.cls_var_name), ("", value.func), ("", value.info))
+
+
 def _parts_of_nothing(value: Any) -> Iterable[tuple[str, Any]]:
     return ()
 
@@ -443,4 +468,9 @@ _SPECIAL: dict[type, Callable[[Any], Iterable[tuple[str, Any]]]] = {
     memoryview: lambda v: (("", bytes(v)),),
     typing.TypeVar: _parts_of_typevar,
     type(NotImplemented): _parts_of_nothing,
+}
+
+#: The same for types of libraries that need not be there.
+_SPECIAL_BY_NAME: dict[str, Callable[[Any], Iterable[tuple[str, Any]]]] = {
+    "pydantic._internal._decorators.Decorator": _parts_of_pydantic_decorator,
 }

@@ -21,11 +21,12 @@ from typing import Any
 import cloudpickle
 
 from pod_server import serialization
+from pod_server._pickling import set_class_ids
 from pod_server._unpicklable import describe
 
 from . import by_source, sources
 from .errors import ConfigError, PayloadTooLargeError, SerializationError, VersionMismatchError
-from .fingerprint import Survey
+from .fingerprint import Survey, class_id
 from .interface import display_name
 from .steps import PackedSteps, pack_steps
 
@@ -40,6 +41,8 @@ PYTHON = "{}.{}".format(*sys.version_info)
 #: The interface is part of a frame's meta, which has 64 KiB in all.
 _INTERFACE_BYTES = 24 * 1024
 _DOC_CHARS = 2000
+
+set_class_ids(class_id)
 
 
 @dataclass(frozen=True)

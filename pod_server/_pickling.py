@@ -10,13 +10,13 @@ import threading
 import types
 import weakref
 from collections import ChainMap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cp
 
-__all__ = ["ForeignCodeError", "NamePickler", "Pickler", "Unpickler", "failure", "name_failure"]
+__all__ = ["ForeignCodeError", "NamePickler", "Pickler", "Unpickler", "failure", "name_failure", "set_class_ids"]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -90,7 +90,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         """As cloudpickle's; packages that are lazy have modules of a class of their own, which go by name as others."""
-        if type(obj) is not types.ModuleType and issubclass(type(obj), types.ModuleType):
+        if isinstance(obj, type):
+            _identify(obj)
+        elif type(obj) is not types.ModuleType and issubclass(type(obj), types.ModuleType):
             return _cp._module_reduce(obj)
         return super().reducer_override(obj)
 
@@ -117,12 +119,17 @@ class NamePickler(Pickler):
         )
 
 
+def _find(module: str, qualname: str) -> Any:
+    """What a module has by this name, or None."""
+    found: Any = sys.modules.get(module)
+    for name in qualname.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
 def _is_named(obj: Any) -> bool:
     """Whether pickle finds it by its name, in ``__main__`` or, a cached function, in a module."""
-    found: Any = sys.modules.get(obj.__module__)
-    for name in obj.__qualname__.split("."):
-        found = getattr(found, name, None)
-    return found is obj
+    return _find(obj.__module__, obj.__qualname__) is obj
 
 
 class _Sink:
@@ -150,11 +157,53 @@ def _failure(pickler: type[Pickler], value: object) -> Exception | None:
     return None
 
 
-# -- back --------------------------------------------------------------------------------------------------------------
+# -- the ids of classes ------------------------------------------------------------------------------------------------
 
 _BY_ID: Any = _cp._DYNAMIC_CLASS_TRACKER_BY_ID
 _BY_CLASS: Any = _cp._DYNAMIC_CLASS_TRACKER_BY_CLASS
 _TRACKER_LOCK = _cp._DYNAMIC_CLASS_TRACKER_LOCK
+_class_id: Callable[[type], str | None] | None = None
+#: The classes that have got their id here: those of this process's own cells, not those that came to it.
+_own: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+def set_class_ids(make: Callable[[type], str | None]) -> None:
+    """Say, in a client, which id a class of ``__main__`` has on both sides; None: a random one, as cloudpickle's.
+
+    By its id a class is known again when it comes back. With one that tells what the class is made of, a cell that is
+    run again, also in another kernel, defines the class that a pod has already: what comes from there belongs to it, so
+    that ``except MyError`` and ``isinstance`` work.
+    """
+    global _class_id
+    _class_id = make
+
+
+def _identify(cls: type) -> None:
+    """Give a class its id, if ``__main__`` has it under its name: another one of that name may be something else."""
+    if _class_id is None or cls.__module__ != "__main__" or cls in _BY_CLASS or not _is_named(cls):
+        return
+    made = _class_id(cls)
+    with _TRACKER_LOCK:
+        if made is not None and cls not in _BY_CLASS:
+            _BY_CLASS[cls] = made
+            _BY_ID[made] = cls
+            _own.add(cls)
+
+
+def _of_this_name(tracker: str, name: str) -> Any:
+    """The class that a name stands for in ``__main__`` now, if it is the one of this id; else None."""
+    if _class_id is None:
+        return None
+    known = _BY_ID.get(tracker)
+    found = _find("__main__", name if known is None else known.__qualname__)
+    if not isinstance(found, type):
+        return None
+    _identify(found)
+    return found if found in _own and _BY_CLASS[found] == tracker else None
+
+
+# -- back --------------------------------------------------------------------------------------------------------------
+
 #: Tracker ids of classes that some thread is making right now: they have no methods yet, so "known" isn't true of them.
 _unfinished: dict[str, int] = {}
 _unfinished_lock = threading.Lock()
@@ -198,6 +247,9 @@ class Unpickler(pickle.Unpickler):
         self.last = f"__main__.{name}"
         if tracker is None:
             return None
+        if not self._fresh and (found := _of_this_name(tracker, name)) is not None:
+            self._kept[id(found)] = found
+            return found
         with _unfinished_lock:
             known = None if self._fresh and tracker not in self._made else _BY_ID.get(tracker)
             if known is not None and tracker not in _unfinished:

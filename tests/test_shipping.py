@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import textwrap
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -567,6 +568,34 @@ def test_running_does_not_change_the_fingerprint(cells: Cells) -> None:
         instance.go()
     serialization.loads(serialization.dumps(instance))
     assert pack(cells["M"]).version == before
+
+
+def test_a_pydantic_model_defined_again_is_unchanged(cells: Cells) -> None:
+    pytest.importorskip("pydantic")
+    source = textwrap.dedent(
+        """
+        import pydantic
+        class Part(pydantic.BaseModel):
+            n: int = pydantic.Field(gt=1)
+        class Whole(pydantic.BaseModel):
+            x: str
+            y: str = ""
+            parts: list[Part] = []
+            @pydantic.field_validator("x")
+            @classmethod
+            def short(cls, value): return value[:5]
+            @pydantic.computed_field
+            @property
+            def long(self) -> int: return len(self.parts)
+        def f(x): return Whole(x=x)
+        """
+    )
+    found = []
+    for change in (("", ""), ("", ""), ("gt=1", "gt=2"), ('validator("x")', 'validator("y")'), ("[:5]", "[:6]")):
+        cells.run(source.replace(*change))
+        found.append(pack(cells["f"]).version)
+    assert found[0] == found[1]
+    assert len(set(found)) == 4
 
 
 def test_what_can_not_be_compared_is_said(cells: Cells) -> None:

@@ -213,6 +213,7 @@ def test_load_code_makes_classes_anew(cells: Cells) -> None:
     cells.run("class M:\n    n = 1\n    def me(self):\n        return M")
     M = cells["M"]
     buffers = dumps((M, [M()]))
+    del cells.namespace["M"]  # no pod has it there
     fresh, (instance,) = load_code(buffers)
     assert fresh is not M
     assert type(instance) is fresh
