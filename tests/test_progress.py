@@ -262,6 +262,16 @@ def test_a_map_that_is_brief_shows_nothing(view: Recorder, slow: Any) -> None:
     assert not view.shown
 
 
+def test_a_map_whose_results_are_taken_slowly_says_how_long_its_calls_took(view: Recorder, slow: Any) -> None:
+    for _ in slow.map(range(8)):
+        time.sleep(0.1)
+    match = re.fullmatch(r"kubetorch: map of slow, 8 of 8 done, (\S+) a second, (\S+) s", view.last.text)
+    assert match is not None, view.last
+    # Two rounds of four calls, which sleep for 0.05 s each.
+    assert float(match[2]) >= 0.1
+    assert float(match[1]) <= 80
+
+
 def test_failed_calls_are_counted(view: Recorder, slow: Any) -> None:
     items = [1, -1] * 24
     results = list(slow.starmap(([x] for x in items), concurrency=4, return_exceptions=True))

@@ -26,6 +26,8 @@ class _Window:
         self.running: dict[int, Run] = {}
         #: Numbers of calls that are done; put there by any thread.
         self.done: deque[int] = deque()
+        #: When the last one was.
+        self.ended = 0.0
         #: Wakes a consumer that blocks.
         self.bell = Bell()
         #: Wakes one that awaits. Never taken back: it may be the next one already when a call that ends does so.
@@ -34,6 +36,7 @@ class _Window:
         self.progress: MapProgress | None = None
 
     def finished(self, number: int) -> None:
+        self.ended = monotonic()
         self.done.append(number)
         self.bell.ring()
         if (waiter := self.waiter) is not None:
@@ -124,7 +127,11 @@ class Mapping(Iterator[Any], AsyncIterator[Any]):
         window = self._window
         if window.progress is None and self._options.stream_logs:
             window.progress = MapProgress(
-                self._method or self._target.label, self._total, window.done.__len__, window.running.__len__
+                self._method or self._target.label,
+                self._total,
+                window.done.__len__,
+                window.running.__len__,
+                lambda: window.ended,
             )
 
     def _fill(self) -> None:

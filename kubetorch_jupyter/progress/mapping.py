@@ -29,13 +29,23 @@ class MapProgress:
     begun
         Gives how many calls are begun and not taken note of. When all of them are ready, because the results aren't
         taken, the clock stands.
+    ended
+        Gives when the last call was done, by `time.monotonic`.
     """
 
-    def __init__(self, label: str, total: int | None, ready: Callable[[], int], begun: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int | None,
+        ready: Callable[[], int],
+        begun: Callable[[], int],
+        ended: Callable[[], float],
+    ) -> None:
         self._label = label
         self._total = total
         self._ready = ready
         self._begun = begun
+        self._ended = ended
         self._began = self._now = monotonic()
         self._done = 0
         self._failed = 0
@@ -88,8 +98,7 @@ class MapProgress:
         return Status(f"{text}; {'stopped' if state is State.STOPPED else why(error)}", state, self._share())
 
     def _time(self) -> float:
-        if self._begun() > self._ready():
-            self._now = monotonic()
+        self._now = max(self._now, monotonic() if self._begun() > self._ready() else self._ended())
         return max(self._now - self._began, 1e-3)
 
     def _share(self) -> float | None:
