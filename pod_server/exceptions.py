@@ -8,6 +8,7 @@ exists here, with its attributes, its chain (``from``, "during handling") and re
 from __future__ import annotations
 
 import asyncio
+import bdb
 import builtins
 import concurrent.futures
 import json
@@ -38,6 +39,7 @@ _CONTROL: tuple[type[BaseException], ...] = (
     KeyboardInterrupt,
     GeneratorExit,
     Cancelled,
+    bdb.BdbQuit,  # IPython ends a cell on it and says nothing
 )
 _GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())
 _MAX_TEXT = 1_000_000

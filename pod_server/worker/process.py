@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 from ..wire import Decoder, FrameType, LogKind, WireError, encode
 from .dispatch import Dispatcher
 from .display import Display
+from .hooks import after_import
 from .interrupt import patch_sleep
 from .link import Link
 from .loading import Loader
@@ -143,6 +144,8 @@ class _Worker:
         os.close(null)
         sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]  # noqa: SIM115
         builtins.input = _no_input
+        sys.breakpointhook = _breakpoint
+        after_import("pdb", _patch_pdb)
         sys.stdout, sys.stderr = self._streams
         sys.__stdout__, sys.__stderr__ = self._streams  # type: ignore[misc, assignment]
         self._hub.start()
@@ -222,3 +225,25 @@ class _Worker:
 def _no_input(prompt: Any = "", /) -> str:
     """Read a string from standard input: nobody is there to type it in a pod."""
     raise EOFError("input() can't ask anybody: this code runs in a pod. Pass the value as an argument instead.")
+
+
+def _breakpoint(*args: Any, **kwargs: Any) -> Any:
+    """As `sys.breakpointhook`, but for pdb, which would ask for commands, and end the call when nobody answers."""
+    if os.environ.get("PYTHONBREAKPOINT", "pdb.set_trace") in ("", "pdb.set_trace"):
+        raise _no_debugger("breakpoint()")
+    return sys.__breakpointhook__(*args, **kwargs)  # noqa: T100
+
+
+def _patch_pdb(module: Any) -> None:
+    def set_trace(*args: Any, **kwargs: Any) -> NoReturn:
+        """Enter the debugger: nobody is there to type its commands in a pod."""
+        raise _no_debugger("pdb.set_trace()")
+
+    module.set_trace = set_trace
+
+
+def _no_debugger(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"{what} can't ask anybody: this code runs in a pod. Print what you want to see, or call the function itself "
+        "in the notebook, where the debugger works."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bdb
 import concurrent.futures
 import json
 import linecache
@@ -226,6 +227,7 @@ def test_a_long_chain_is_cut() -> None:
     "e",
     [
         *(SystemExit(3), StopIteration(2), StopAsyncIteration(), KeyboardInterrupt(), GeneratorExit(), Cancelled("x")),
+        bdb.BdbQuit(),
         *(asyncio.CancelledError(), concurrent.futures.CancelledError(), type("MyExit", (SystemExit,), {})()),
     ],
     ids=lambda e: type(e).__name__,

@@ -467,6 +467,26 @@ def test_input_says_why(front: FakeFront) -> None:
         front.call()
 
 
+def test_a_debugger_says_why(front: FakeFront) -> None:
+    def stop(how: str) -> str:
+        if how == "pdb":
+            import pdb  # noqa: T100
+
+            pdb.set_trace()  # noqa: T100
+        else:
+            os.environ["PYTHONBREAKPOINT"] = how
+            return str(breakpoint())  # noqa: T100
+        return "went on"
+
+    front.deploy(stop)
+    for how, name in (("", r"breakpoint\(\)"), ("pdb.set_trace", r"breakpoint\(\)"), ("pdb", r"pdb\.set_trace\(\)")):
+        with pytest.raises(RuntimeError, match=f"^{name} can't ask anybody: this code runs in a pod"):
+            front.call(how)
+    # Debuggers of another kind, which wait for a connection, are the user's affair.
+    assert front.call("os.getpid") == str(front.process.pid)
+    assert front.call("0") == "None"
+
+
 def test_end_of_the_front_ends_the_worker() -> None:
     front = FakeFront()
     try:
