@@ -34,6 +34,8 @@ class Fn(Module, RemoteCallable, Generic[P, R]):
     def __init__(self, source: Source, *, service: Service | None = None) -> None:
         super().__init__(source, service=service)
         target = source.target
+        self.__name__ = getattr(target, "__name__", source.name)
+        self.__qualname__ = getattr(target, "__qualname__", self.__name__)
         if target is not None:
             self.__doc__ = inspect.getdoc(target)
             self.__wrapped__ = target
@@ -55,11 +57,11 @@ class Fn(Module, RemoteCallable, Generic[P, R]):
     def _mode(self) -> tuple[bool, CallOptions]:
         return self._async, self._options
 
-    def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+    def aio(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Call it and get a coroutine (an async iterator of a generator function); every keyword is the function's."""
         return cast("Coroutine[Any, Any, R]", self._aio(args, kwargs))
 
-    def spawn(self, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
+    def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> Call[R]:
         """Start a call and get its `Call` at once; every keyword is the function's."""
         return self._spawn(args, kwargs)
 
@@ -118,11 +120,11 @@ class RemoteMethod(RemoteCallable):
         state = object.__getattribute__(self._owner, "__dict__")
         return state["_async"], self._own_options or state["_options"]
 
-    def aio(self, *args: Any, **kwargs: Any) -> Any:
+    def aio(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it and get a coroutine (an async iterator of a generator method); every keyword is the method's."""
         return self._aio(args, kwargs)
 
-    def spawn(self, *args: Any, **kwargs: Any) -> Call[Any]:
+    def spawn(self, /, *args: Any, **kwargs: Any) -> Call[Any]:
         """Start a call and get its `Call` at once; every keyword is the method's."""
         return self._spawn(args, kwargs)
 
@@ -183,7 +185,16 @@ class Cls(Module):
             "Data attributes are not read through the handle: add a method that returns them"
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What `Module` has as its own begins with "_", or is a property.
+        if not name.startswith("_") and not isinstance(getattr(type(self), name, None), property):
+            raise AttributeError(
+                f"{name!r} can't be set through the handle, since the instance is in the pod: "
+                "add a method to the class that sets it"
+            )
+        object.__setattr__(self, name, value)
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the instance, when its class has ``__call__``."""
         __tracebackhide__ = True
         interface = object.__getattribute__(self, "_deployed")().interface

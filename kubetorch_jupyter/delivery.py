@@ -14,7 +14,7 @@ from . import shipping
 from .calls import load_error
 from .code import take_code
 from .compute import Compute
-from .errors import StartupError
+from .errors import ConfigError, StartupError
 from .identity import service_name
 from .interface import Interface, display_name
 from .invocation import KEYWORDS
@@ -103,7 +103,7 @@ class Delivery:
         progress = DeployProgress(name, quiet=not self.shown or self.dryrun)
         # Where the load's own output goes: the deploying cell.
         output = open_output(name) if self.shown else None
-        here = os.getcwd()
+        here = _directory()
 
         def make() -> shipping.Bundle:
             return shipping.pack(
@@ -138,3 +138,13 @@ class Delivery:
             elif self.kind == "cls" and key in self.own_names:
                 lines.append(f"{entry.name} hides ours of that name on the handle; ours are on .service")
         return lines
+
+
+def _directory() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError(
+            "the working directory of this process has been removed or made anew, and a service runs in the same one: "
+            'go to one that exists, with os.chdir("...") or %cd'
+        ) from None

@@ -189,6 +189,8 @@ class Survey:
             self._visit_container(value, cls, path)
         elif cls is bytearray:
             self._put("bytearray", bytes(value))
+        elif value is sys.stdout or value is sys.stderr:
+            self._put("stream", "stdout" if value is sys.stdout else "stderr")
         elif isinstance(value, types.ModuleType):
             self._visit_module(value, path)
         elif isinstance(value, type):

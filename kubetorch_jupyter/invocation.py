@@ -52,7 +52,7 @@ class RemoteCallable(ABC):
             return Entry(self._key or self._deployed().name)
         return interface.entries[self._key]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call it in the pod: the result, a coroutine with ``async_=True``, an iterator of a generator function."""
         __tracebackhide__ = True
         service = self._deployed()

@@ -90,6 +90,8 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         """As cloudpickle's; packages that are lazy have modules of a class of their own, which go by name as others."""
+        if obj is sys.stdout or obj is sys.stderr:  # cloudpickle knows only those that are files
+            return getattr, (sys, "stdout" if obj is sys.stdout else "stderr")
         if isinstance(obj, type):
             _identify(obj)
         elif type(obj) is not types.ModuleType and issubclass(type(obj), types.ModuleType):

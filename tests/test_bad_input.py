@@ -86,6 +86,14 @@ def test_a_method_that_does_not_exist(cells: Cells) -> None:
             model.predcit(1)
         with pytest.raises(AttributeError, match="add a method"):
             _ = model.weights
+        with pytest.raises(AttributeError, match=r"'weights' can't be set .*: add a method"):
+            model.weights = 1
+        with pytest.raises(AttributeError, match="'predict' can't be set"):
+            model.predict = len
+        model.async_ = True
+        call = model.predict(1)
+        assert asyncio.iscoroutine(call)
+        call.close()
         assert not hasattr(model, "_repr_png_")
 
 
@@ -102,6 +110,16 @@ def test_wrong_arguments_read_like_pythons(cells: Cells) -> None:
         with pytest.raises(TypeError) as there:
             model.predict()
         assert str(there.value) == "Model.predict() missing 1 required positional argument: 'x'"
+
+
+def test_a_working_directory_that_is_gone(cells: Cells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    with monkeypatch.context() as there:
+        there.chdir(folder)
+        folder.rmdir()
+        with pytest.raises(kt.ConfigError, match=r"working directory .*os\.chdir"):
+            kt.fn(cells["scale"]).to(kt.Compute(), stream_logs=False)
 
 
 def test_names(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:

@@ -443,6 +443,24 @@ def test_items_come_in_order_both_ways(target: ScriptedTarget, pod: ScriptedPod)
     assert asyncio.run(main()) == list(range(100))
 
 
+def test_async_for_over_a_call_that_said_nothing_of_it(target: ScriptedTarget, pod: ScriptedPod) -> None:
+    pod.handlers["count"] = _count
+    items = iterate(target, "count", (100,), {}, SHOWN)
+
+    async def main() -> list[Any]:
+        return [i async for i in items]
+
+    assert asyncio.run(main()) == list(range(100))
+    assert list(items) == []
+    assert asyncio.run(main()) == []
+
+    begun = iterate(target, "count", (3,), {}, SHOWN)
+    assert next(begun) == 0
+    with pytest.raises(TypeError, match="call it again for async for"):
+        aiter(begun)
+    assert list(begun) == [1, 2]
+
+
 def test_the_pod_is_never_more_than_a_window_ahead(target: ScriptedTarget, pod: ScriptedPod) -> None:
     pod.handlers["count"] = _count
     items = iterate(target, "count", (1000,), {}, PLAIN)

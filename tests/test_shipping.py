@@ -570,6 +570,30 @@ def test_running_does_not_change_the_fingerprint(cells: Cells) -> None:
     assert pack(cells["M"]).version == before
 
 
+def test_the_notebooks_own_stdout_is_the_pods_there(cells: Cells, pod: Podlet, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stream(io.StringIO):
+        """As ipykernel's: no file, and nothing that can be pickled."""
+
+        def __reduce_ex__(self, protocol: Any) -> Any:
+            raise TypeError("cannot pickle it")
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    cells.run(
+        "import sys\n"
+        "class Logger:\n"
+        "    def __init__(self, file): self.file = file\n"
+        "logger = Logger(sys.stderr)\n"
+        "def f(): return logger.file is sys.stderr, logger\n"
+    )
+    bundle = pack(cells["f"])
+    assert bundle.warnings == ()
+    assert bundle.version == pack(cells["f"]).version
+    pod.load(bundle)
+    there, logger = pod.call()
+    assert there
+    assert logger.file is sys.stderr
+
+
 def test_a_pydantic_model_defined_again_is_unchanged(cells: Cells) -> None:
     pytest.importorskip("pydantic")
     source = textwrap.dedent(

@@ -109,6 +109,23 @@ def test_a_class_like_a_users(cells: Cells, capsys: pytest.CaptureFixture[str]) 
             inspect.signature(plain.get).bind(1)
 
 
+def test_every_keyword_is_the_functions(cells: Cells) -> None:
+    cells.run(
+        """
+        def f(**kwargs): return kwargs
+        class C:
+            def __call__(this, **kwargs): return kwargs
+            def g(this, **kwargs): return kwargs
+        """
+    )
+    given = {"self": 1, "service": 2, "method": 3, "args": 4, "name": 5, "timeout": 6}
+    with kt.fn(cells["f"]).to(kt.Compute(), stream_logs=False) as f:
+        assert (f.__name__, f.__qualname__) == ("f", "f")
+        assert f(**given) == f.spawn(**given).result() == asyncio.run(f.aio(**given)) == given
+    with kt.cls(cells["C"]).to(kt.Compute(), stream_logs=False) as c:
+        assert c(**given) == c.g(**given) == c.g.spawn(**given).result() == asyncio.run(c.g.aio(**given)) == given
+
+
 def test_what_generator_functions_cannot_do_is_said_at_once(cells: Cells) -> None:
     cells.run("def numbers(n): yield from range(n)")
     with kt.fn(cells["numbers"]).to(kt.Compute(), stream_logs=False) as numbers:

@@ -81,10 +81,13 @@ class _StreamRun(Run):
 class _Items:
     """What both kinds of iterators share."""
 
-    def __init__(self, target: Target, method: str | None, payload: Payload | Exception, options: CallOptions) -> None:
+    def __init__(
+        self, target: Target, method: str | None, payload: Payload | Exception | None, options: CallOptions
+    ) -> None:
         self._target = target
         self._method = method
-        self._payload: Payload | Exception | None = payload
+        #: None once the call has begun, or will never be.
+        self._payload = payload
         self._options = options
         self._run: _StreamRun | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
@@ -160,6 +163,15 @@ class Items(_Items, Iterator[Any]):
 
     def __iter__(self) -> Items:
         return self
+
+    def __aiter__(self) -> AsyncItems:
+        """The same call for ``async for``, which is what one writes with an asynchronous generator function."""
+        if self._run is not None:
+            raise TypeError(f"items of {self._label} are taken with for already: call it again for async for")
+        other = AsyncItems(self._target, self._method, self._payload, self._options)
+        other._finished = self._finished
+        self._end()
+        return other
 
     def __next__(self) -> Any:
         __tracebackhide__ = True
