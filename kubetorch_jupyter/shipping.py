@@ -10,6 +10,7 @@ import functools
 import hashlib
 import inspect
 import json
+import logging
 import os
 import platform
 import sys
@@ -20,7 +21,7 @@ from typing import Any
 
 import cloudpickle
 
-from pod_server import serialization
+from pod_server import loggers, serialization
 from pod_server._pickling import set_class_ids
 from pod_server._unpicklable import describe
 
@@ -56,7 +57,7 @@ class Bundle:
     worker
         Hash of what only a new worker process takes on: the local modules, and the Python that they run in.
     meta
-        For the LOAD frame: ``kind``, ``name``, ``python``, ``cloudpickle``, ``interface``.
+        For the LOAD frame: ``kind``, ``name``, ``python``, ``cloudpickle``, ``interface``, ``logging``.
     buffers
         ``[header, sources, modules zip, pickle, *out-of-band buffers]``, as docs/protocol.md has them.
     warnings
@@ -182,6 +183,8 @@ def pack(
         "cloudpickle": cloudpickle.__version__,
         "interface": describe_interface(target, kind),
     }
+    if (root := loggers.describe(logging.root)) is not None:
+        meta["logging"] = root
     return Bundle(
         version=version.hexdigest(),
         worker=worker.hexdigest(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import pickle
 import sys
 import threading
@@ -15,6 +16,8 @@ from typing import Any, ClassVar
 
 import cloudpickle
 from cloudpickle import cloudpickle as _cp
+
+from .loggers import reduce_logger
 
 __all__ = ["ForeignCodeError", "NamePickler", "Pickler", "Unpickler", "failure", "name_failure", "set_class_ids"]
 
@@ -82,6 +85,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             types.CodeType: _reduce_code,
             functools._lru_cache_wrapper: _reduce_lru_cache,
             functools.cached_property: _reduce_cached_property,
+            logging.Logger: reduce_logger,
             weakref.WeakKeyDictionary: _reduce_weak_dict,
             weakref.WeakValueDictionary: _reduce_weak_dict,
         },

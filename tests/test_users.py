@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -107,6 +110,55 @@ def test_a_class_like_a_users(cells: Cells, capsys: pytest.CaptureFixture[str]) 
             plain(1)
         with pytest.raises(TypeError):
             inspect.signature(plain.get).bind(1)
+
+
+@pytest.fixture
+def _own_logging() -> Iterator[None]:
+    root, named = logging.root, logging.getLogger("users.own")
+    before = [(x, x.level, list(x.handlers), x.propagate) for x in (root, named)]
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
+
+
+@pytest.mark.usefixtures("_own_logging")
+def test_the_notebooks_logging_goes_along(cells: Cells, capsys: pytest.CaptureFixture[str]) -> None:
+    def to_stream(logger: logging.Logger, stream: Any, level: int, form: str, style: Any = "%") -> None:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(logging.Formatter(form, style=style))
+        logger.addHandler(handler)
+        logger.setLevel(level)
+
+    source = """
+        import logging
+        log = logging.getLogger("users.own.model")
+        def f():
+            logging.debug("debug"); logging.info("info"); logging.getLogger("other").info("other")
+            log.debug("mine")
+            logging.basicConfig(level="DEBUG")
+            logging.debug("debug")
+            return log
+        """
+    cells.run(source)
+    to_stream(logging.root, sys.stderr, logging.INFO, "%(levelname)s|%(message)s")
+    to_stream(logging.getLogger("users.own"), sys.stdout, logging.DEBUG, "{name}: {message}", "{")
+    logging.getLogger("users.own").propagate = False
+    with kt.fn(cells["f"]).to(kt.Compute()) as f:
+        capsys.readouterr()
+        assert f() is cells["log"]
+        shown = capsys.readouterr()
+        assert shown.err == "INFO|info\nINFO|other\n"
+        assert shown.out == "users.own.model: mine\n"
+        # With the next code, another one; each line once.
+        to_stream(logging.root, sys.stderr, logging.DEBUG, "%(message)s")
+        del logging.root.handlers[-2]
+        cells.run(source.replace("return log", "return log.name"))
+        kt.fn(cells["f"]).to(kt.Compute())
+        capsys.readouterr()
+        assert f() == "users.own.model"
+        assert capsys.readouterr().err == "debug\ninfo\nother\ndebug\n"
 
 
 def test_every_keyword_is_the_functions(cells: Cells) -> None:

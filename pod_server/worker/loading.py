@@ -21,7 +21,7 @@ from typing import Any
 
 import cloudpickle
 
-from .. import serialization
+from .. import loggers, serialization
 from ..by_source import Space
 from .calls import CallError
 
@@ -164,6 +164,7 @@ class Loader:
         check_versions(meta, header.get("how") == "source")
         self._unpack(buffers[2])
         _remember_sources(sources)
+        loggers.set_up(meta.get("logging"))
         try:
             _set_up(meta.get("setup") or ())
             by_source = header.get("how") == "source"
