@@ -249,9 +249,16 @@ class Output:
     def write(self, kind: LogKind, data: bytes) -> None:
         """Write a piece of the log where it belongs."""
         if kind is LogKind.DISPLAY:
+            bundle = json.loads(data)
             self.release()
-            self._break_lines()
-            show_bundle(json.loads(data), self.parent)
+            if "clear" not in bundle:
+                self._break_lines()
+                show_bundle(bundle, self.parent)
+            elif not self.prefixed:
+                # Nothing stands at a line's end any more.
+                self._cell.partial.clear()
+                self._position.clear()
+                clear_output(bundle["clear"], self.parent)
             if self.pace is not None:
                 self.pace.displayed()
         elif kind is LogKind.NOTICE:
@@ -441,13 +448,21 @@ def show_bundle(bundle: dict[str, Any], parent: dict[str, Any] | None) -> None:
         publisher.publish(data=data, metadata=metadata, transient=transient, update=update)
         return
     # Not by publish(): ipykernel 6 would file it under the cell that runs now.
-    session.send(
-        socket,
-        "update_display_data" if update else "display_data",
-        {"data": data, "metadata": metadata, "transient": transient},
-        parent=parent,
-        ident=getattr(publisher, "topic", None),
-    )
+    content = {"data": data, "metadata": metadata, "transient": transient}
+    _send(publisher, "update_display_data" if update else "display_data", content, parent)
+
+
+def clear_output(clear: dict[str, Any], parent: dict[str, Any] | None) -> None:
+    """Clear a cell, as `IPython.display.clear_output`; where there are no cells, nothing is."""
+    publisher = getattr(_shell(), "display_pub", None)
+    if parent is None or getattr(publisher, "pub_socket", None) is None:
+        return
+    writer.flush()  # what was printed before is to go too
+    _send(publisher, "clear_output", {"wait": bool(clear.get("wait"))}, parent)
+
+
+def _send(publisher: Any, kind: str, content: dict[str, Any], parent: dict[str, Any]) -> None:
+    publisher.session.send(publisher.pub_socket, kind, content, parent=parent, ident=getattr(publisher, "topic", None))
 
 
 def midline() -> bool:

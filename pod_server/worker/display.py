@@ -153,6 +153,7 @@ class Display:
     def _patch_ipython(self, module: Any) -> None:
         module.display = self.display
         module.publish_display_data = self.publish
+        module.clear_output = self.clear_output
 
     def display(
         self,
@@ -184,7 +185,7 @@ class Display:
         raw
             The objects are MIME bundles.
         clear
-            Accepted; the cell is not cleared, since other calls write to it too.
+            Clear the cell first, as `clear_output`.
         update
             Show in the place of that name, instead of a new one.
 
@@ -195,6 +196,8 @@ class Display:
         """
         if update and display_id is None:
             raise TypeError("display_id required for update")
+        if clear:
+            self.clear_output(wait=True)
         transient = dict(transient or {})
         if display_id is not None:
             if display_id is True:
@@ -208,6 +211,17 @@ class Display:
             found.update(metadata or {})
             self.publish(data, found, transient=transient, update=update)
         return DisplayHandle(self.display, display_id) if display_id is not None else None
+
+    def clear_output(self, wait: bool = False) -> None:
+        """Clear the cell that called, as `IPython.display.clear_output`; not while other calls write to it too.
+
+        Parameters
+        ----------
+        wait
+            Not before there is something new to show.
+        """
+        if not self._forked():
+            self._hub.current().write(LogKind.DISPLAY, json.dumps({"clear": {"wait": bool(wait)}}).encode())
 
     def publish(
         self,

@@ -211,3 +211,39 @@ def test_what_a_thread_prints_after_its_call(newest_kernel: Kernel) -> None:
     print("spawned:", repr(spawned.stdout), "other:", repr(other.stdout))
     logs = kernel.run("call.logs()").result
     assert logs == repr("A returns\n" + "".join(f"A late {i}\n" for i in range(5)))
+
+
+def test_a_pod_clears_the_cell_that_called(kernel: Kernel) -> None:
+    kernel.run("%load_ext kubetorch_jupyter\nimport time")
+    kernel.run(
+        "def train(n, alone=True):\n"
+        "    from IPython.display import clear_output\n"
+        "    for i in range(n):\n"
+        "        clear_output(wait=True)\n"
+        "        print('epoch', i)\n"
+        "    display('last', clear=alone)\n"
+        "train = kt.fn(train).to(kt.Compute())\n"
+        "def hold(): time.sleep(60)\n"
+        "hold = kt.fn(hold).to(kt.Compute())"
+    )
+    cell = kernel.run("train(2)")
+    came = [(m.type, m.content.get("text") or m.content.get("wait")) for m in cell.messages]
+    came = [entry for entry in came if entry[0] in ("clear_output", "stream", "display_data")]
+    assert came == [
+        ("clear_output", True),
+        ("stream", "epoch 0\n"),
+        ("clear_output", True),
+        ("stream", "epoch 1\n"),
+        ("clear_output", True),
+        ("display_data", None),
+    ]
+    # Not what other calls have written there.
+    cell = kernel.run("other = hold.spawn()\ntrain(2)\nother.cancel()")
+    assert cell.stdout.count("epoch") == 2
+    assert not [m for m in cell.messages if m.type == "clear_output"]
+    cell = kernel.run("%%kt\nfrom IPython.display import clear_output\nprint('gone')\nclear_output()\nprint('here')")
+    assert [m.type for m in cell.messages if m.type in ("clear_output", "stream")] == [
+        "stream",
+        "clear_output",
+        "stream",
+    ]
