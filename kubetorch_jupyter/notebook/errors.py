@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from kubetorch_jupyter.errors import KubetorchError
@@ -21,7 +23,8 @@ def install(shell: Any) -> None:
         frames = None if shell.InteractiveTB.mode == "Verbose" else _users_frames(error.__traceback__)
         if frames is None:
             return shell.InteractiveTB.structured_traceback(type(error), error, error.__traceback__)
-        return shell.InteractiveTB.structured_traceback(type(error), error, frames, tb_offset=0)
+        with _users_causes(error):
+            return shell.InteractiveTB.structured_traceback(type(error), error, frames, tb_offset=0)
 
     # IPython asks the exception for it.
     KubetorchError._render_traceback_ = render  # type: ignore[attr-defined]
@@ -91,6 +94,22 @@ def _render_by_users_frames(shell: Any, error: BaseException) -> None:
         error._render_traceback_ = render  # type: ignore[attr-defined]
     except AttributeError:
         return  # an exception with __slots__: it is shown as any other
+
+
+@contextlib.contextmanager
+def _users_causes(error: BaseException) -> Iterator[None]:
+    """In this ``with``, what an error came from has the user's frames only: a pickle that fails, fails in our code."""
+    causes: dict[int, tuple[BaseException, types.TracebackType | None]] = {}
+    cause = error.__cause__
+    while cause is not None and id(cause) not in causes:
+        causes[id(cause)] = cause, cause.__traceback__
+        cause.__traceback__ = _users_frames(cause.__traceback__)
+        cause = cause.__cause__
+    try:
+        yield
+    finally:
+        for cause, tb in causes.values():
+            cause.__traceback__ = tb
 
 
 def _users_frames(tb: types.TracebackType | None) -> types.TracebackType | None:

@@ -80,3 +80,25 @@ def test_errors_of_ours_are_shown_by_the_users_lines(kernel: Kernel) -> None:
     for how in ("%xmode Verbose", "%xmode Context\n%unload_ext kubetorch_jupyter\nimport kubetorch_jupyter as kt"):
         kernel.run(how)
         assert "module.py" in _shown(kernel, "kt.fn(f)()")
+
+
+def test_what_can_not_be_pickled_is_shown_without_our_pickler(kernel: Kernel) -> None:
+    kernel.run(
+        "%load_ext kubetorch_jupyter\n"
+        "import threading\n"
+        "lock = threading.Lock()\n"
+        "def locked(): return lock\n"
+        "class Odd:\n"
+        "    def __reduce__(self): raise ValueError('a part of it is missing')\n"
+        "def echo(x): return x\n"
+        "echo = kt.fn(echo).to(kt.Compute())"
+    )
+    for code in ("kt.fn(locked).to(kt.Compute())", "echo(lock)"):
+        shown = _shown(kernel, code)
+        assert "cannot pickle '_thread.lock' object" in shown.splitlines()[-1]
+        assert "File " not in shown, shown
+    shown = _shown(kernel, "echo(Odd())")
+    assert "raise ValueError('a part of it is missing')" in shown
+    assert "File " not in shown, shown
+    kernel.run("%xmode Verbose")
+    assert "serialization.py" in _shown(kernel, "echo(lock)")
