@@ -167,7 +167,7 @@ async def bring_up(
         shown = [(output, progress), *[(None, None)] * (len(sessions) - 1)]
         loads = [_Load(session, live, *told) for session, live, told in zip(sessions, lives, shown, strict=True)]
         sent = await _load_all(loads, name, code, patient=not ours)
-        await revision.keep(*whole_load(code, _meta(code)), progress)
+        await revision.keep(*whole_load(code, _meta(code)), progress, loaded=_changed(code, lives))
     except BaseException:
         # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
         if ours:

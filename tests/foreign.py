@@ -98,7 +98,7 @@ class FixedBackend:
     async def apply(self, spec: ServiceSpec, progress: Any) -> FixedBackend:
         return self
 
-    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Any], progress: Any) -> None:
+    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Any], progress: Any, *, loaded: bool) -> None:
         self.kept = meta, buffers
 
     async def discard(self) -> None:

@@ -146,7 +146,7 @@ class _Pods:
     def __init__(self, backend: Several, name: str, endpoints: tuple[Endpoint, ...], new: bool) -> None:
         self.backend, self.name, self.endpoints, self.new = backend, name, endpoints, new
 
-    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Any], progress: Progress) -> None:
+    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Any], progress: Progress, *, loaded: bool) -> None:
         self.backend.kept.append(dict(meta))
 
     async def discard(self) -> None:

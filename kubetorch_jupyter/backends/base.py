@@ -147,10 +147,13 @@ class Revision(Protocol):
         """Whether they came up for this deploy."""
         ...
 
-    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress) -> None:
+    async def keep(
+        self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress, *, loaded: bool
+    ) -> None:
         """They have the code, a LOAD's ``meta`` and ``buffers``: whatever they replace may go.
 
-        A backend whose pods may be replaced by somebody else keeps the code for these.
+        A backend whose pods may be replaced by somebody else keeps the code for these. Where nothing was ``loaded``,
+        since all of them had it, it may have kept the same before.
         """
         ...
 

@@ -53,7 +53,9 @@ class _Pod:
     def endpoints(self) -> Sequence[Endpoint]:
         return (self.endpoint,)
 
-    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress) -> None:
+    async def keep(
+        self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress, *, loaded: bool
+    ) -> None:
         """Nothing: the pod that was replaced has ended, and only this client brings up another."""
 
     async def discard(self) -> None:

@@ -53,6 +53,17 @@ def forbidden(verb: str, resource: str, group: str = "", namespace: str = "team"
     )
 
 
+def _merged(found: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """As a merge patch changes it (RFC 7396)."""
+    result = {key: value for key, value in found.items() if patch.get(key, value) is not None}
+    for key, value in patch.items():
+        if isinstance(value, dict):
+            result[key] = _merged(result.get(key) or {}, value)
+        elif value is not None:
+            result[key] = value
+    return result
+
+
 @dataclass
 class ApiServer:
     """The server; its state may be read and changed from the test's thread."""
@@ -274,7 +285,7 @@ class ApiServer:
             self._remove(plural, namespace, name)
             return 200, {"kind": "Status", "status": "Success"}, {}
         if request.method == "PATCH":
-            return 200, self._put(plural, namespace, {**found, **request.body}), {}
+            return 200, self._put(plural, namespace, _merged(found, request.body)), {}
         return 200, found, {}
 
     async def _watch(self, request: Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

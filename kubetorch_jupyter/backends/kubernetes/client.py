@@ -29,6 +29,8 @@ _PATCHES = {
     "strategic": "application/strategic-merge-patch+json",
     "json": "application/json-patch+json",
 }
+#: An object without what it holds; a server that doesn't know that gives the whole.
+_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
 _Objects = list[dict[str, Any]]
 
 
@@ -132,6 +134,17 @@ class Cluster:
             if e.reason == "NotFound":
                 return None
             raise
+
+    async def metadata(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
+        """An object's metadata, or None: of what may be large, and isn't needed."""
+        path, doing = kind.path(namespace, name), f"get the {kind.label} {name}"
+        try:
+            found = await self._rest.ask_json("GET", path, doing, namespace, accept=_METADATA)
+        except DeployError as e:
+            if e.reason == "NotFound":
+                return None
+            raise
+        return found.get("metadata") or {}
 
     async def list(self, kind: Kind, namespace: str, selector: str = "", field: str = "") -> tuple[_Objects, str]:
         """Objects that match, and the version that a `watch` can go on from."""

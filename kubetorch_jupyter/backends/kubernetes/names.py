@@ -16,6 +16,7 @@ from ...transport.endpoint import POD_PORT
 __all__ = [
     "ANNOTATIONS",
     "BUNDLE_PATH",
+    "CODE",
     "CREATED",
     "FRONT",
     "HOME",
@@ -40,6 +41,7 @@ __all__ = [
     "SITE",
     "SPEC",
     "TMP",
+    "TOO_LARGE",
     "TTL",
     "USER_SECRETS_PATH",
     "VERSION",
@@ -93,6 +95,13 @@ CREATED = "kubetorch.dev/created"
 #: Its pods have had their code: from then on the revision is the service.
 LOADED = "kubetorch.dev/loaded"
 ANNOTATIONS = (OWNER, SPEC, RESOURCES, TTL, CREATED, LOADED)
+
+# Annotations of the Secret
+
+#: The version of the code that it holds.
+CODE = "kubetorch.dev/code"
+#: "true" where that code had no room, and only its version is there.
+TOO_LARGE = "kubetorch.dev/code-too-large"
 
 # The pod
 

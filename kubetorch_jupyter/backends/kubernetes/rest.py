@@ -34,6 +34,7 @@ _BUSY_TRIES = 4
 #: For so many seconds after a server was away its refusals don't count, and the pause before it is asked again: one
 #: that has just started refuses everybody until it knows its accounts and roles.
 _WAKING, _WAKING_PAUSE = 10.0, 0.3
+_JSON = "application/json, */*"
 
 
 class _Busy(Exception):
@@ -91,6 +92,7 @@ class Rest:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         media: str = "application/json",
+        accept: str = _JSON,
     ) -> dict[str, Any]:
         """As `ask`, for an answer in JSON.
 
@@ -101,7 +103,7 @@ class Rest:
         ConnectionFailedError
             When it can't be reached, or what answers isn't an API server.
         """
-        text = await self.ask(method, path, doing, namespace, query=query, body=body, media=media)
+        text = await self.ask(method, path, doing, namespace, query=query, body=body, media=media, accept=accept)
         try:
             answer = json.loads(text)
         except ValueError:
@@ -121,11 +123,14 @@ class Rest:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         media: str = "application/json",
+        accept: str = _JSON,
     ) -> bytes:
         """One answer as a whole; what may be asked twice is, when the connection breaks."""
         for again in (method != "POST", False):
             try:
-                response = await self.send(method, path, doing, namespace, query=query, body=body, media=media)
+                response = await self.send(
+                    method, path, doing, namespace, query=query, body=body, media=media, accept=accept
+                )
                 async with response:
                     return cast(bytes, await response.read())
             except ConnectionFailedError:
@@ -150,6 +155,7 @@ class Rest:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         media: str = "application/json",
+        accept: str = _JSON,
         stream: bool = False,
     ) -> Any:
         """A response whose status is good; it is the caller's to close."""
@@ -157,7 +163,7 @@ class Rest:
         busy = 0
         while True:
             try:
-                return await self._try(method, path, doing, namespace, query, body, media, stream, renew)
+                return await self._try(method, path, doing, namespace, query, body, media, accept, stream, renew)
             except _Busy as e:
                 busy += 1
                 if busy > _BUSY_TRIES:
@@ -180,6 +186,7 @@ class Rest:
         query: Mapping[str, str] | None,
         body: Any,
         media: str,
+        accept: str,
         stream: bool,
         renew: bool,
     ) -> Any:
@@ -191,7 +198,7 @@ class Rest:
         given = {key: value for key, value in (query or {}).items() if value}
         if given:
             url += "?" + urlencode(given)
-        headers = {"Accept": "application/json, */*", "User-Agent": "kubetorch-jupyter", "Content-Type": media}
+        headers = {"Accept": accept, "User-Agent": "kubetorch-jupyter", "Content-Type": media}
         headers.update(await self.credentials.headers(renew=renew))
         timeout = aiohttp.ClientTimeout(
             total=None if stream else _TIMEOUT,

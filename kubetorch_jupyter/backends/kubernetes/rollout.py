@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 from pod_server import codefile
 from pod_server.wire import Buffer
 
-from ...errors import ConnectionFailedError, KubetorchError
+from ...errors import ConnectionFailedError, DeployError, KubetorchError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
 from ...transport.sharing import get_session
@@ -154,27 +153,56 @@ class Rollout:
 
     # -- after the load ------------------------------------------------------------------------------------------------
 
-    async def keep(self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress) -> None:
+    async def keep(
+        self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress, *, loaded: bool
+    ) -> None:
         """Keep the code for pods that are made in the place of these, and let go of the revisions before."""
         space, plan = self._space, self._plan
-        code = await asyncio.to_thread(codefile.pack, meta, buffers)
-        if code is None:
-            size = sum(memoryview(buffer).nbytes for buffer in buffers)
-            code = codefile.missing(meta, size)
-            files = ", with the files of its image's steps" if (meta.get("image") or {}).get("files") else ""
-            progress.note(
-                f'the code of "{plan.service}" is too large to be kept in the cluster ({readable_size(size)}{files}): '
-                "a pod that takes the place of a lost one gets it from a notebook that has it, or not at all"
-            )
-        encoded = base64.b64encode(code).decode("ascii")
         selector = {names.SERVICE: plan.service, names.REVISION: plan.revision}
         await asyncio.gather(
-            space.patch(Kind.SECRET, plan.job_name, {"data": {"code": encoded}}),
+            self._keep_code(meta, buffers, progress, loaded=loaded),
             space.patch(Kind.SERVICE, names.headless_name(plan.service), {"spec": {"selector": selector}}),
             space.patch(Kind.JOB, plan.job_name, {"metadata": {"annotations": manifests.kept(plan)}}),
         )
         for job in self._old:
             space.own(self._retire(job))
+
+    async def _keep_code(
+        self, meta: Mapping[str, Any], buffers: Sequence[Buffer], progress: Progress, *, loaded: bool
+    ) -> None:
+        """Have the Secret hold the code; one that holds it is left alone.
+
+        What the pods have says nothing of it: a deployer that died after it had loaded the code has left an older one.
+        """
+        name = self._plan.job_name
+        version = str(meta["version"])
+        kept, too_large = "", False
+        if not loaded:
+            kept, too_large = manifests.read_code(await self._space.metadata(Kind.SECRET, name) or {})
+        if kept != version:
+            file = await asyncio.to_thread(codefile.pack, meta, buffers)
+            too_large = file is None
+            content = codefile.missing(meta, _size(buffers)) if file is None else file
+            await self._write_code(manifests.code(content, version, too_large=too_large))
+        if too_large:
+            files = ", with the files of its image's steps" if (meta.get("image") or {}).get("files") else ""
+            progress.note(
+                f'the code of "{self._plan.service}" is too large to be kept in the cluster '
+                f"({readable_size(_size(buffers))}{files}): a pod that takes the place of a lost one gets it from a "
+                "notebook that has it, or not at all"
+            )
+
+    async def _write_code(self, patch: Raw) -> None:
+        space, plan = self._space, self._plan
+        try:
+            await space.patch(Kind.SECRET, plan.job_name, patch)
+        except DeployError as e:
+            if e.reason != "NotFound" or self._job is None:
+                raise
+            # Somebody has deleted it. The pods that run have its files, those that come after them would have none.
+            owners = [manifests.owner_reference(self._job)]
+            await space.create_or_join(manifests.secret(plan, self._token, owners=owners))
+            await space.patch(Kind.SECRET, plan.job_name, patch)
 
     async def discard(self) -> None:
         """Remove what this deploy made, also where the cluster is what is in trouble.
@@ -246,6 +274,10 @@ class Rollout:
         if token is None:
             return 0
         return sum(await asyncio.gather(*map(_drain, await self._space.endpoints(job, token))))
+
+
+def _size(buffers: Sequence[Buffer]) -> int:
+    return sum(memoryview(buffer).nbytes for buffer in buffers)
 
 
 async def _drain(endpoint: Endpoint) -> int:

@@ -148,6 +148,10 @@ class Space:
         """Change an object by a merge patch."""
         return await self.cluster.patch(kind, self.namespace, name, body)
 
+    async def metadata(self, kind: Kind, name: str) -> Raw | None:
+        """An object's metadata, or None."""
+        return await self.cluster.metadata(kind, self.namespace, name)
+
     async def delete_job(self, job: Raw, *, grace: int | None = None) -> None:
         """End a revision; returns when its pods are gone.
 

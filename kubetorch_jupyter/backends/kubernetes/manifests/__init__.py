@@ -5,6 +5,7 @@ from __future__ import annotations
 from .objects import (
     bundle_config_map,
     claims,
+    code,
     headless_service,
     job,
     kept,
@@ -13,13 +14,14 @@ from .objects import (
     user_secrets,
 )
 from .plan import Plan, default_image, effective, spec_hash
-from .reading import ServiceFields, newest, read_service
+from .reading import ServiceFields, newest, read_code, read_service
 
 __all__ = [
     "Plan",
     "ServiceFields",
     "bundle_config_map",
     "claims",
+    "code",
     "default_image",
     "effective",
     "headless_service",
@@ -27,6 +29,7 @@ __all__ = [
     "kept",
     "newest",
     "owner_reference",
+    "read_code",
     "read_service",
     "secret",
     "spec_hash",

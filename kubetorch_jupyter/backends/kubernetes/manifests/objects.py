@@ -16,6 +16,7 @@ from .pod import pod_template
 __all__ = [
     "bundle_config_map",
     "claims",
+    "code",
     "headless_service",
     "job",
     "kept",
@@ -85,6 +86,22 @@ def kept(plan: Plan) -> dict[str, str | None]:
         names.TTL: f"{ttl:.15g}" if ttl is not None else None,
         names.LOADED: "true",
     }
+
+
+def code(file: bytes, version: str, *, too_large: bool) -> dict[str, Any]:
+    """The Secret's code, with what tells which it is without reading it; for a merge patch: None removes.
+
+    Parameters
+    ----------
+    file
+        A code file.
+    version
+        That of the code.
+    too_large
+        It had no room: the file only says so.
+    """
+    annotations = {names.CODE: version, names.TOO_LARGE: "true" if too_large else None}
+    return {"metadata": {"annotations": annotations}, "data": {"code": base64.b64encode(file).decode("ascii")}}
 
 
 def headless_service(plan: Plan, owners: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:

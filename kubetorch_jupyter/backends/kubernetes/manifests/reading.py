@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import names
 
-__all__ = ["ServiceFields", "newest", "read_service"]
+__all__ = ["ServiceFields", "newest", "read_code", "read_service"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,12 @@ def read_service(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]] = ())
         finished=any(c.get("type") in ("Complete", "Failed") and c.get("status") == "True" for c in conditions),
         suspended=bool(spec.get("suspend")),
     )
+
+
+def read_code(metadata: Mapping[str, Any]) -> tuple[str, bool]:
+    """Which version of the code a Secret has, empty where it has none, and whether that had no room."""
+    annotations: Mapping[str, str] = metadata.get("annotations") or {}
+    return str(annotations.get(names.CODE) or ""), annotations.get(names.TOO_LARGE) == "true"
 
 
 def newest(jobs: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
