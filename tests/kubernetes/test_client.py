@@ -83,8 +83,17 @@ def test_an_object_s_life(server: ApiServer, cluster: Cluster) -> None:
 
 
 def test_of_another_uid_nothing_is_deleted(server: ApiServer, cluster: Cluster) -> None:
-    server.next.append(status(409, "Conflict", "the UID in the precondition does not match"))
+    server.next.append(status(409, "Conflict", "the UID in the precondition (a) does not match the UID in record (b)"))
     assert run(cluster.delete(Kind.POD, "team", "a", uid="u")) is False
+    server.next.append(status(409, "Conflict", "Precondition failed: UID in precondition: a, UID in object meta: b"))
+    assert run(cluster.delete(Kind.POD, "team", "a", uid="u")) is False
+
+
+def test_another_conflict_says_nothing_of_whether_it_is_there(server: ApiServer, cluster: Cluster) -> None:
+    server.next.append(status(409, "Conflict", "the object has been modified; please apply your changes to the latest"))
+    with pytest.raises(DeployError) as caught:
+        run(cluster.delete(Kind.POD, "team", "a", uid="u"))
+    assert caught.value.reason == "Conflict"
 
 
 def test_the_items_of_a_list_say_what_they_are(server: ApiServer, cluster: Cluster) -> None:

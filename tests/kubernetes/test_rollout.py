@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import os
 import time
 from collections.abc import Iterator
@@ -12,11 +13,11 @@ from typing import Any, cast
 
 import pytest
 
-from kubetorch_jupyter.backends.kubernetes import rollout
+from kubetorch_jupyter.backends.kubernetes import removal, rollout
 from kubetorch_jupyter.backends.kubernetes.manifests import headless_service, secret
 from kubetorch_jupyter.backends.kubernetes.rollout import Rollout
 from kubetorch_jupyter.backends.kubernetes.space import Space
-from kubetorch_jupyter.errors import KubernetesCredentialsError
+from kubetorch_jupyter.errors import ConnectionFailedError, DeployError, KubernetesCredentialsError
 from kubetorch_jupyter.transport.portal import get_portal
 from pod_server import codefile
 from tests.kubernetes.apiserver import ApiServer, kubeconfig, opened
@@ -24,20 +25,25 @@ from tests.kubernetes.plans import plan
 
 
 class Refusing:
-    """A namespace where the deletion of a Job is refused so many times."""
+    """A namespace where the deletion of a Job fails with these errors, one after the other."""
 
-    def __init__(self, refusals: int) -> None:
-        self.refusals = refusals
+    namespace = "team-a"
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
         self.removed: list[str] = []
+        self.owned: list[Any] = []
 
     async def delete_job(self, job: dict[str, Any], *, grace: int | None = None) -> None:
-        self.refusals -= 1
-        if self.refusals >= 0:
-            raise KubernetesCredentialsError("may not delete jobs")
+        if self.errors:
+            raise self.errors.pop(0)
         self.removed.append("Job")
 
     async def delete_rest(self, service: str) -> None:
         self.removed.append("rest")
+
+    def own(self, work: Any) -> None:
+        self.owned.append(asyncio.ensure_future(work))
 
 
 class Notes:
@@ -51,18 +57,129 @@ class Notes:
         self.notes.append(text)
 
 
-@pytest.mark.parametrize(("refusals", "removed"), [(0, True), (3, True), (10_000, False)])
-def test_what_was_made_is_removed_with_persistence(
-    refusals: int, removed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+FORBIDDEN = KubernetesCredentialsError("may not delete jobs", reason="Forbidden")
+AWAY = ConnectionFailedError("the API server can't be reached")
+CONFLICT = DeployError("the object has been modified", reason="Conflict")
+BUSY = DeployError("too many requests", reason="TooManyRequests")
+BROKEN = DeployError("etcdserver: request timed out", reason="HTTP 500")
+NEVER = DeployError("it is invalid", reason="Invalid")
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, seconds in (
+        (rollout, "_LOOK", 0.01),
+        (rollout, "_PERSISTENCE", 0.1),
+        (removal, "_AWAY", 0.01),
+        (removal, "_FIRST", 0.01),
+        (removal, "_LAST", 0.02),
+    ):
+        monkeypatch.setattr(module, name, seconds)
+
+
+def _discard(space: Refusing) -> list[str]:
+    """Discard a deploy in that namespace, wait for what nobody waits for; what the deploy's cell was told."""
+
+    async def discard() -> list[str]:
+        told = Notes()
+        made = Rollout(cast(Any, space), plan(), cast(Any, None), "token", told, job={"metadata": {"name": "train-1"}})
+        await made.discard()
+        await asyncio.gather(*space.owned)
+        return told.notes
+
+    return asyncio.run(discard())
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("errors", [[], [FORBIDDEN] * 3, [CONFLICT, BUSY, BROKEN]], ids=["none", "rights", "trouble"])
+def test_what_was_made_is_removed_with_persistence(errors: list[Exception]) -> None:
     """And without an error of its own, which would hide why the deploy failed."""
-    monkeypatch.setattr(rollout, "_LOOK", 0.01)
-    monkeypatch.setattr(rollout, "_PERSISTENCE", 0.3)
-    space, told = Refusing(refusals), Notes()
-    made = Rollout(cast(Any, space), plan(), cast(Any, None), "token", told, job={"metadata": {"name": "train-1"}})
-    asyncio.run(made.discard())
-    assert space.removed == (["Job", "rest"] if removed else [])
-    assert told.notes == ([] if removed else ['something of "alice-train" is left in the cluster: may not delete jobs'])
+    space = Refusing(*errors)
+    assert _discard(space) == []
+    assert (space.removed, space.owned) == (["Job", "rest"], [])
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize(
+    "errors",
+    [[AWAY, AWAY, AWAY], [FORBIDDEN] * 14, [AWAY, FORBIDDEN, CONFLICT, BUSY, BROKEN, AWAY, FORBIDDEN]],
+    ids=["away", "rights", "all"],
+)
+def test_what_cannot_be_removed_yet_is_removed_later(errors: list[Exception], caplog: pytest.LogCaptureFixture) -> None:
+    space = Refusing(*errors)
+    [said] = _discard(space)
+    assert said.startswith('something of "alice-train" is left in the cluster; it goes as soon as the cluster lets it')
+    assert said.endswith(str(errors[0]))
+    assert len(space.owned) == 1, "nobody waited for it"
+    assert space.removed == ["Job", "rest"]
+    assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("errors", [[FORBIDDEN] * 1000, [AWAY, CONFLICT, NEVER]], ids=["for long", "for good"])
+def test_what_stays_is_said_with_how_it_goes(
+    errors: list[Exception], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(removal, "_PATIENCE", 0.2)
+    space = Refusing(*errors)
+    last = str(errors[-1])
+    assert len(_discard(space)) == 1
+    assert space.removed == []
+    assert caplog.messages == [
+        'kubetorch: something of "alice-train" is left in the cluster; '
+        f"'kubectl delete job alice-train-0a1b2c3d -n team-a' removes it: {last}"
+    ]
+
+
+@pytest.mark.usefixtures("hurried")
+def test_what_will_never_be_removed_is_not_tried_again() -> None:
+    space = Refusing(NEVER)
+    assert _discard(space) == ['something of "alice-train" is left in the cluster: it is invalid']
+    assert (space.removed, space.owned) == ([], [])
+
+
+class Outage:
+    """A namespace whose API server is away for a while, and the revision's pods can't be asked meanwhile."""
+
+    namespace = "team-a"
+
+    def __init__(self, looks: int) -> None:
+        self.looks = looks
+        self.cache = self
+        self.ended_in_sync: list[bool] = []
+
+    @property
+    def in_sync(self) -> bool:
+        return self.looks <= 0
+
+    @contextlib.contextmanager
+    def using(self) -> Iterator[None]:
+        yield
+
+    async def token(self, job: dict[str, Any]) -> str:
+        self.looks -= 1
+        return "token"
+
+    async def endpoints(self, job: dict[str, Any], token: str) -> tuple[()]:
+        return ()
+
+    async def delete_job(self, job: dict[str, Any]) -> None:
+        self.ended_in_sync.append(self.in_sync)
+        if len(self.ended_in_sync) == 1:
+            raise BUSY
+
+
+@pytest.mark.usefixtures("hurried")
+def test_the_last_revision_outlives_an_outage_in_which_its_pods_cannot_be_asked() -> None:
+    """They may have calls; and it ends although it is refused once."""
+    space = Outage(looks=20)
+
+    async def retire() -> None:
+        made = Rollout(cast(Any, space), plan(), cast(Any, None), "token", Notes())
+        await made._retire({"metadata": {"name": "train-0"}})
+
+    asyncio.run(retire())
+    assert space.ended_in_sync == [True, True]
 
 
 # -- what is kept for pods that come in the place of others ------------------------------------------------------------

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import random
+import re
 import ssl
 from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import Any
@@ -31,6 +32,8 @@ _PATCHES = {
 }
 #: An object without what it holds; a server that doesn't know that gives the whole.
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
+#: Of an object that was deleted, and made again by the same name.
+_ANOTHER = re.compile(r"UID in (?:the )?precondition")
 _Objects = list[dict[str, Any]]
 
 
@@ -228,7 +231,8 @@ class Cluster:
                 "DELETE", kind.path(namespace, name), f"delete the {kind.label} {name}", namespace, body=body
             )
         except DeployError as e:
-            if e.reason == "NotFound" or (e.reason == "Conflict" and uid is not None):
+            # A conflict of another kind is no word on whether it is there.
+            if e.reason == "NotFound" or (e.reason == "Conflict" and _ANOTHER.search(str(e))):
                 return False
             raise
         return True

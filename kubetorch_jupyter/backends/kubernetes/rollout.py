@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,13 +20,12 @@ from . import manifests, names
 from .bundle import Bundle
 from .client import Kind
 from .diagnosis import Diagnosis
+from .removal import may_pass, persist
 from .room import makes_room
 from .space import Raw, Space
 from .waiting import Waiting
 
 __all__ = ["Rollout"]
-
-log = logging.getLogger(__name__)
 
 #: Seconds between two looks at whether the calls of pods that are replaced have ended, and for how long it is looked.
 _LOOK = 0.3
@@ -38,8 +36,6 @@ _PERSISTENCE = 10.0
 _HURRY = 2
 #: Seconds that a pod may take to say how many calls it has.
 _ANSWER = 2.0
-#: Seconds between two tries to remove something while the API server is away.
-_AWAY = 2.0
 
 
 class Rollout:
@@ -214,28 +210,21 @@ class Rollout:
             try:
                 await self._remove()
                 return
-            except ConnectionFailedError:
-                # The API server is away. Nobody waits until it is back, but then it is done.
-                self._space.own(self._remove_later())
-                return
             except KubetorchError as e:
-                if time.monotonic() > deadline:
-                    self._progress.note(f'something of "{self._plan.service}" is left in the cluster: {e}')
-                    return
+                why, final = e, not may_pass(e)
+                if final or isinstance(e, ConnectionFailedError) or time.monotonic() > deadline:
+                    break
             await asyncio.sleep(_LOOK)
+        # Nobody waits for that, but it goes on.
+        left = f'something of "{self._plan.service}" is left in the cluster'
+        later = "" if final else "; it goes as soon as the cluster lets it, while this Python runs"
+        self._progress.note(f"{left}{later}: {why}")
+        if not final:
+            self._space.own(persist(self._remove, f"{left}; {self._by_hand()} removes it"))
 
-    async def _remove_later(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while time.monotonic() < deadline:
-            await asyncio.sleep(_AWAY)
-            try:
-                await self._remove()
-                return
-            except ConnectionFailedError:
-                continue
-            except KubetorchError:
-                log.warning("what was made for service %s is still there", self._plan.service, exc_info=True)
-                return
+    def _by_hand(self, job: Raw | None = None) -> str:
+        name = self._plan.job_name if job is None else str(job["metadata"]["name"])
+        return f"'kubectl delete job {name} -n {self._space.namespace}'"
 
     async def _remove(self) -> None:
         if self._job is not None:
@@ -247,26 +236,32 @@ class Rollout:
 
     async def _retire(self, job: Raw) -> None:
         """End a revision when its calls have ended, without anybody waiting for it."""
-        try:
+
+        async def end() -> None:
             await self._drain(job, _PATIENCE)
             await self._space.delete_job(job)
-        except KubetorchError:
-            # Nobody waits, and its pods end by themselves after their TTL; the next deploy tries again.
-            log.warning("an old revision of service %s could not be ended", self._plan.service, exc_info=True)
+
+        left = (
+            f'the last revision of "{self._plan.service}" still runs; the next deploy or {self._by_hand(job)} ends it'
+        )
+        await persist(end, left)
 
     async def _drain(self, job: Raw, limit: float, *, tell: bool = False) -> None:
         """Wait until no call runs in a revision's pods."""
         deadline = time.monotonic() + limit
         quiet = 0
-        while time.monotonic() < deadline:
-            running = await self._calls(job)
-            quiet = 0 if running else quiet + 1
-            # Seen twice: what was on its way when the clients heard that they should go elsewhere has come by then.
-            if quiet == 2:
-                return
-            if tell:
-                self._progress(Phase.SCHEDULING, f"{running} calls still run in the pod that makes room")
-            await asyncio.sleep(_LOOK)
+        cache = self._space.cache
+        with cache.using():
+            while time.monotonic() < deadline:
+                running = await self._calls(job)
+                # While the API server is away pods can't be asked, and may have calls.
+                quiet = 0 if running or not cache.in_sync else quiet + 1
+                # Seen twice: what was on its way when the clients heard that they should go elsewhere has come by then.
+                if quiet == 2:
+                    return
+                if tell:
+                    self._progress(Phase.SCHEDULING, f"{running} calls still run in the pod that makes room")
+                await asyncio.sleep(_LOOK)
 
     async def _calls(self, job: Raw) -> int:
         """How many calls run in a revision's pods, which send the next elsewhere; 0 for those that don't answer."""
