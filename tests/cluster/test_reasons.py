@@ -279,10 +279,10 @@ def test_nothing_is_left(outcomes: Callable[[str], Outcome], user: User) -> None
 # -- who we are, and where the cluster is ------------------------------------------------------------------------------
 
 
-def _deploy() -> None:
+def _deploy(**compute: Any) -> None:
     cells = Cells()
     cells.run("def f(): return 1\n")
-    kt.fn(cells["f"], name="refused").to(kt.Compute())
+    kt.fn(cells["f"], name="refused").to(kt.Compute(**compute))
 
 
 def _changed(user: User, path: Path, change: Callable[[dict[str, Any]], None]) -> str:
@@ -292,10 +292,10 @@ def _changed(user: User, path: Path, change: Callable[[dict[str, Any]], None]) -
     return str(path)
 
 
-def _fails(error: type[kt.KubetorchError], *words: str) -> kt.KubetorchError:
+def _fails(error: type[kt.KubetorchError], *words: str, **compute: Any) -> kt.KubetorchError:
     start = time.monotonic()
     with pytest.raises(error) as caught:
-        _deploy()
+        _deploy(**compute)
     record(f"{error.__name__} ({words[0]}): {time.monotonic() - start:.2f} s after .to")
     message = str(caught.value)
     print(message)
@@ -360,23 +360,75 @@ def governed(node: Node, make_user: MakeUser, monkeypatch: pytest.MonkeyPatch) -
     return user
 
 
+def _quota(node: Node, user: User, hard: dict[str, str]) -> None:
+    path = f"/api/v1/namespaces/{user.namespace}/resourcequotas"
+    admin = node.admin()
+    admin.request("POST", path, {"metadata": {"name": "small"}, "spec": {"hard": hard}})
+    admin.wait("the quota holds", lambda: admin.request("GET", f"{path}/small")["status"].get("hard"), 10)
+
+
 def test_over_a_quota(governed: User, node: Node) -> None:
-    quota = {"metadata": {"name": "small"}, "spec": {"hard": {"pods": "0"}}}
-    path = f"/api/v1/namespaces/{governed.namespace}/resourcequotas"
-    node.admin().request("POST", path, quota)
-    node.admin().wait("the quota holds", lambda: node.admin().request("GET", f"{path}/small")["status"].get("hard"), 10)
+    _quota(node, governed, {"pods": "0"})
     _fails(kt.ResourceNotAvailableError, "is over the quota", "small", "pods")
     governed.api.wait("nothing is left", lambda: not governed.ours(), 10)
 
 
-def test_over_a_limit(governed: User, node: Node) -> None:
-    limits = {"metadata": {"name": "tiny"}, "spec": {"limits": [{"type": "Container", "max": {"memory": "1Gi"}}]}}
-    node.admin().request("POST", f"/api/v1/namespaces/{governed.namespace}/limitranges", limits)
+#: What a LimitRange says of containers, what is asked for, and Kubernetes' words.
+RANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "max": ({"max": {"memory": "1Gi"}}, {"memory_limit": "2Gi"}, "maximum memory usage per Container is 1Gi"),
+    "max of the request": ({"max": {"cpu": "500m"}}, {"cpus": 1}, "must be less than or equal to cpu limit of 500m"),
+    "default": (
+        {"default": {"memory": "256Mi"}, "defaultRequest": {"memory": "32Mi"}},
+        {"memory": "512Mi"},
+        "must be less than or equal to memory limit of 256Mi",
+    ),
+    "default of the front": (
+        {"default": {"memory": "64Mi"}, "defaultRequest": {"memory": "32Mi"}},
+        {"memory_limit": "1Gi"},
+        "must be less than or equal to memory limit of 64Mi",
+    ),
+    "min": ({"min": {"cpu": "100m"}}, {"cpus": 1}, "minimum cpu usage per Container is 100m, but request is 20m"),
+}
+#: Where there is more room, what the message says is enough.
+CURED = ("default", "default of the front", "min")
+
+
+@pytest.mark.parametrize("what", RANGES)
+def test_over_a_limit(what: str, governed: User, node: Node) -> None:
+    limits, compute, words = RANGES[what]
+    body = {"metadata": {"name": "tiny"}, "spec": {"limits": [{"type": "Container", **limits}]}}
+    node.admin().request("POST", f"/api/v1/namespaces/{governed.namespace}/limitranges", body)
+    error = _fails(kt.ResourceNotAvailableError, "LimitRange", words, **compute)
+    assert isinstance(error, kt.DeployError)
+    assert error.reason == "LimitRange"
+    if what in CURED:
+        _runs(**compute, **_added(error))
+    governed.api.wait("nothing is left", lambda: not governed.ours(), 20)
+
+
+def test_a_quota_that_demands_limits(governed: User, node: Node) -> None:
+    """As on many clusters that people share: what the message says to write is enough."""
+    hard = {"requests.cpu": "4", "requests.memory": "8Gi", "limits.cpu": "8", "limits.memory": "8Gi"}
+    _quota(node, governed, hard)
+    error = _fails(kt.ResourceNotAvailableError, "limits.cpu for: front,worker", "requests.memory for: worker")
+    assert isinstance(error, kt.DeployError)
+    assert error.reason == "FailedQuota"
+    _runs(**_added(error))
+    governed.api.wait("nothing is left", lambda: not governed.ours(), 20)
+
+
+def _added(error: kt.KubetorchError) -> dict[str, Any]:
+    """The keywords that a message says to add to the `Compute`, as somebody copies them."""
+    code = str(error).rpartition("dd to the kt.Compute")[2]
+    found: dict[str, Any] = eval(f"dict({code.partition(': ')[2].removesuffix('.')})")
+    return found
+
+
+def _runs(**compute: Any) -> None:
     cells = Cells()
     cells.run("def f(): return 1\n")
-    with pytest.raises(kt.ResourceNotAvailableError, match="LimitRange"):
-        kt.fn(cells["f"], name="refused").to(kt.Compute(memory_limit="2Gi"))
-    governed.api.wait("nothing is left", lambda: not governed.ours(), 10)
+    with kt.fn(cells["f"], name="refused").to(kt.Compute(**compute), stream_logs=False) as f:
+        assert f() == 1
 
 
 def test_against_pod_security(governed: User, node: Node) -> None:

@@ -94,7 +94,10 @@ class Said:
         self.at: dict[str, float] = {}
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.1):
+        ended = False
+        while not ended:
+            # Once more at the end: what was said is still there when what it was said of has gone.
+            ended = self._ended.wait(0.1)
             now = time.monotonic()
             try:
                 named = self._look()

@@ -186,6 +186,15 @@ CASES = [
     Case("quota-unsaid", SCHEDULING, "quota", ResourceNotAvailableError, True, ["limits.cpu", "say"], "limits.cpu"),
     Case("limit-range", SCHEDULING, "limits", ResourceNotAvailableError, True, ["is 1Gi, but limit is 2Gi"], "1Gi"),
     Case(
+        "limit-default",
+        SCHEDULING,
+        "limits",
+        ResourceNotAvailableError,
+        True,
+        ["must be less than or equal to memory limit of 256Mi", 'memory_limit="512Mi"'],
+        "than a LimitRange of its namespace gives",
+    ),
+    Case(
         "pod-security",
         SCHEDULING,
         "policy",

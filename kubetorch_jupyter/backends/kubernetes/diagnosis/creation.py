@@ -9,6 +9,7 @@ from ....errors import PodContainerError, ResourceNotAvailableError
 from ....progress import Phase
 from .finding import Diagnosis, Facts, curable, fatal
 from .objects import Raw, event_time, latest, message_of, one_line, quantity, short
+from .resources import out_of_range, over_default_limit, unsaid
 
 __all__ = ["refused_pods"]
 
@@ -20,7 +21,6 @@ _UNSAID = re.compile(r"failed quota: (\S+?): must specify (.*)")
 _SECURITY = re.compile(r'violates PodSecurity "([^":]+)(?::[^"]*)?"')
 _ACCOUNT = re.compile(r'serviceaccount "([^"]+)" not found', re.IGNORECASE)
 _PRIORITY = re.compile(r"no PriorityClass with name (\S+) was found")
-_RANGE = re.compile(r"(?:maximum|minimum) \S+ (?:usage|request|limit) per (?:Container|Pod)|limit to request ratio")
 _POLICY = re.compile(
     r"""admission webhook "([^"]+)" denied the request: (.*)|"""
     r"""ValidatingAdmissionPolicy '([^']+)'(?: with binding '[^']*')? denied request: (.*)"""
@@ -33,12 +33,12 @@ _PASSING = re.compile(
 )
 
 
-def refused_pods(facts: Facts, events: Sequence[Raw]) -> Diagnosis | None:
+def refused_pods(facts: Facts, job: Raw | None, events: Sequence[Raw]) -> Diagnosis | None:
     """What the Job's events say of pods that couldn't be made, unless one has been made since.
 
     Parameters
     ----------
-    facts
+    facts, job
         Of the deploy.
     events
         Of the Job.
@@ -54,9 +54,7 @@ def refused_pods(facts: Facts, events: Sequence[Raw]) -> Diagnosis | None:
     if found := _QUOTA.search(words):
         return _over_quota(facts, *found.groups())
     if found := _UNSAID.search(words):
-        what = f'is refused by the quota "{found[1]}" of its namespace: pods must say {found[2]}'
-        todo = "Say all of it in the kt.Compute (cpus, memory, memory_limit), or in service_template for each container"
-        return _never(facts, "quota", "FailedQuota", what, todo)
+        return unsaid(facts, job, found[1], found[2])
     if found := _SECURITY.search(words):
         what = f"is refused by the pod security policy of its namespace: {short(brief)}"
         todo = (
@@ -72,10 +70,8 @@ def refused_pods(facts: Facts, events: Sequence[Raw]) -> Diagnosis | None:
         what = f'needs the priority class "{found[1]}", which this cluster hasn\'t'
         todo = "See 'kubectl get priorityclasses', and name one of them with kt.Compute(priority_class_name=...)"
         return fatal(facts, "priority", "PriorityClass", PodContainerError, what, todo, phase=Phase.SCHEDULING)
-    if _RANGE.search(words):
-        what = f"asks for what a LimitRange of its namespace doesn't allow: {short(brief)}"
-        todo = "See 'kubectl describe limitrange', and change cpus, memory or memory_limit of the kt.Compute"
-        return _never(facts, "limits", "LimitRange", what, todo)
+    if (limits := out_of_range(facts, job, words) or over_default_limit(facts, job, words)) is not None:
+        return limits
     if found := _POLICY.search(words):
         name, why = found[1] or found[3], found[2] or found[4]
         what = f'is refused by a policy of this cluster, "{name}": {short(why)}'

@@ -68,7 +68,7 @@ def diagnose(facts: Facts, job: Raw | None, pods: Sequence[Raw], events: Sequenc
     if job is not None and (trouble := job_trouble(facts, job, events, now)) is not None:
         found.append(trouble)
     elif job is not None and len(pods) < facts.replicas:
-        refused = refused_pods(facts, events_of(own, job))
+        refused = refused_pods(facts, job, events_of(own, job))
         found.append(refused if refused is not None else Diagnosis(Phase.SCHEDULING))
     if not found:
         found.append(Diagnosis(Phase.SCHEDULING))
