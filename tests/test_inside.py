@@ -16,7 +16,7 @@ import pytest
 
 import kubetorch_jupyter as kt
 from kubetorch_jupyter import backends
-from kubetorch_jupyter.backends import inside, local, registry
+from kubetorch_jupyter.backends import inside, installed, local, registry
 from kubetorch_jupyter.backends.inside import InsideBackend
 from kubetorch_jupyter.transport.portal import get_portal
 from tests.cells import Cells
@@ -253,9 +253,10 @@ def test_with_rights_the_kubernetes_backend_is_used(
         found = pickle.loads(pickle.dumps(wait)).service.backend
         assert type(found).__name__ == "KubernetesBackend"
         # In an image without it, calls work all the same.
-        monkeypatch.setattr(backends, "_has_kubernetes", lambda: False)
+        monkeypatch.setattr(backends, "is_whole", lambda: False)
         assert isinstance(pickle.loads(pickle.dumps(wait)).service.backend, InsideBackend)
-        with pytest.raises(kt.ConfigError, match="kubetorch-jupyter in the pod's image"):
+        monkeypatch.setattr(installed, "find_spec", lambda name: None)
+        with pytest.raises(kt.ConfigError, match="kubetorch-jupyter in this pod's image"):
             backends.get_backend(kt.Compute())
 
 

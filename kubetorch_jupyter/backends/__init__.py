@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from ..compute import Compute
 from ..config import config
-from ..errors import ConfigError
+from .installed import is_whole, need_kubernetes
 
 if TYPE_CHECKING:
     from .base import Backend
@@ -30,14 +29,10 @@ def get_backend(compute: Compute) -> Backend:
     Raises
     ------
     ConfigError
-        For Kubernetes, in a pod of a service whose image doesn't have this package.
+        For Kubernetes, in a pod of a service whose image doesn't have this package in the same version.
     """
     if _is_kubernetes(compute):
-        if not _has_kubernetes():
-            raise ConfigError(
-                "deploying from inside a pod needs kubetorch-jupyter in the pod's image: what travels to every pod is "
-                "enough for calls only"
-            )
+        need_kubernetes()
         from .kubernetes.backend import kubernetes_backend
 
         return kubernetes_backend(compute)
@@ -95,13 +90,8 @@ def _is_inside() -> bool:
     """Whether this process is in a pod that may only call: without rights, or without what would use them."""
     if not _in_cluster() or config.backend == "kubernetes" or config.context is not None:
         return False
-    return not os.path.exists(_SERVICE_ACCOUNT) or not _has_kubernetes()
+    return not os.path.exists(_SERVICE_ACCOUNT) or not is_whole()
 
 
 def _in_cluster() -> bool:
     return bool(os.environ.get("KUBERNETES_SERVICE_HOST"))
-
-
-def _has_kubernetes() -> bool:
-    """Whether the Kubernetes backend is here; it doesn't travel to pods."""
-    return find_spec(f"{__name__}.kubernetes") is not None and find_spec("kubernetes") is not None

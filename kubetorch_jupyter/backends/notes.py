@@ -58,6 +58,12 @@ def local_findings(unused: str | None) -> list[Finding]:
 
 def no_volumes() -> UnsupportedError:
     """The error for who wants to make or delete one here."""
+    if os.environ.get("KUBERNETES_SERVICE_HOST") and config.backend != "local":
+        return UnsupportedError(
+            "volumes are the cluster's, and this pod may ask it for nothing: it has no service account token. "
+            "Compute(service_account_name=...) gives one to the pods of a service; in a notebook's pod whoever runs "
+            "the hub can"
+        )
     return UnsupportedError(
         "volumes are Kubernetes', and services go to this machine, where they see its own folders. "
         'kt.config.backend = "kubernetes" (KT_BACKEND), or the Volume\'s namespace=, means a cluster'

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import kubetorch_jupyter as kt
 from tests.cluster.conftest import User
+from tests.cluster.images import Images
+from tests.conftest import ROOT
 
 
 class Pod:
@@ -30,7 +34,18 @@ class Pod:
 
             return os.environ.get(name)
 
-        self.write, self.read, self.value = write, read, value
+        def look_after(name: str) -> list[object]:
+            """A volume's whole life, asked for in the pod."""
+            import kubetorch_jupyter as kt
+
+            volume = kt.Volume(name, size="10Mi", storage_class="local-now")
+            seen: list[object] = [volume.exists()]
+            volume.create()
+            seen += [volume.exists(), kt.Volume.from_name(name).size]
+            volume.delete()
+            return [*seen, volume.exists()]
+
+        self.write, self.read, self.value, self.look_after = write, read, value, look_after
 
 
 pod = Pod()
@@ -118,6 +133,43 @@ def test_a_namespace_that_is_not_ours(other_user: User) -> None:
     with pytest.raises(kt.KubernetesCredentialsError, match="persistentvolumeclaims") as caught:
         kt.Volume("data", size="1Gi", namespace=other_user.namespace).create()
     assert caught.value.rule is not None
+
+
+def test_volumes_are_looked_after_from_a_services_pod(user: User, images: Images, name: str) -> None:
+    """With an account that may, and an image that has this package; else a typed error says which is missing."""
+    if user.account is None:
+        pytest.skip("no service account for a pod that asks the cluster: KT_TEST_SERVICE_ACCOUNT names one")
+    whole = kt.Image(image_id=images["client"]).sync_package(str(ROOT / "kubetorch_jupyter"))
+    cases: dict[str, tuple[dict[str, object], type[kt.KubetorchError] | None, str]] = {
+        "may": ({"image": whole, "service_account_name": user.account}, None, ""),
+        "weak": (
+            {"image": whole, "service_account_name": "default"},
+            kt.KubernetesCredentialsError,
+            'may not get persistentvolumeclaims in namespace .*verbs: \\["get"\\]',
+        ),
+        "part": ({"service_account_name": user.account}, kt.ConfigError, "needs kubetorch-jupyter in this pod's image"),
+        "no-token": ({"image": whole}, kt.UnsupportedError, "no service account token.*service_account_name="),
+    }
+
+    async def deploy() -> list[kt.Fn]:
+        made = (
+            kt.fn(pod.look_after, name=f"looks-{what}").to_async(kt.Compute(cpus="0.1", **compute))
+            for what, (compute, _, _) in cases.items()
+        )
+        return list(await asyncio.gather(*made))
+
+    handles = asyncio.run(deploy())
+    try:
+        for handle, (_, error, words) in zip(handles, cases.values(), strict=True):
+            if error is None:
+                assert handle(name) == [False, True, "10Mi", False]
+                continue
+            with pytest.raises(error, match=f"(?s){words}"):
+                handle(name)
+        assert name not in claims(user)
+    finally:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda handle: handle.teardown(), handles))
 
 
 @pytest.mark.usefixtures("empty_namespace")

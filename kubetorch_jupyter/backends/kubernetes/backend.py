@@ -298,7 +298,10 @@ def _event(raw: Raw) -> Event:
 
 
 def _version() -> str:
-    return metadata.version("kubetorch-jupyter")
+    try:
+        return metadata.version("kubetorch-jupyter")
+    except metadata.PackageNotFoundError:
+        return "unknown"  # only the package's folder is there, as `Image.sync_package` brings one
 
 
 # -- this process's backends -------------------------------------------------------------------------------------------

@@ -19,8 +19,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pod_server
-
 from ...errors import DeployError
 
 __all__ = ["LIMIT", "Bundle", "make_bundle", "the_bundle"]
@@ -110,10 +108,11 @@ def make_bundle() -> Bundle:
         When a package is missing here.
     """
     files: dict[str, bytes] = {}
-    server = Path(pod_server.__file__).parent
-    for path, data in _sources(server).items():
+    # Of what this module was installed with: in a pod, what travelled there is imported, and isn't all of it.
+    package = Path(__file__).parents[2]
+    for path, data in _sources(package.with_name("pod_server")).items():
         files[f"ours/pod_server/{path}"] = data
-    for path, data in _sources(Path(__file__).parents[2]).items():
+    for path, data in _sources(package).items():
         if not path.startswith(_LEFT_OUT):
             files[f"ours/kubetorch_jupyter/{path}"] = data
     for folder, names in (("ours", _OURS), ("needed", _NEEDED)):
