@@ -115,7 +115,7 @@ class Compute:
     gpu_anti_affinity
         Keep off GPU nodes when no GPU is asked for.
     launch_timeout
-        Seconds until a deploy is given up.
+        Seconds until a deploy is given up; by default `kt.config.launch_timeout`.
     working_dir
         Absolute path that the code runs in; by default this process's folder (locally) or the image's, where one can
         write to that, else the home folder.
@@ -244,9 +244,15 @@ class Compute:
         return None if ttl is None or ttl == "never" else parse_duration(ttl, "inactivity_ttl")
 
     @property
+    def launch_seconds(self) -> float:
+        """Seconds that a deploy may take."""
+        # The default is Kubetorch's, and that of the setting: who changes the setting means all who say nothing else.
+        return config.launch_timeout if self.launch_timeout == Compute.launch_timeout else self.launch_timeout
+
+    @property
     def unschedulable_seconds(self) -> float:
         """Seconds that a pod may wait for room."""
-        return self.launch_timeout if self.unschedulable_timeout is None else self.unschedulable_timeout
+        return self.launch_seconds if self.unschedulable_timeout is None else self.unschedulable_timeout
 
     def env(self) -> dict[str, str]:
         """The code's environment variables."""

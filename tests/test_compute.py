@@ -212,6 +212,12 @@ def test_parsed_values() -> None:
     assert Compute(gpus=1, gpu_type="cloud.io/gpu: A100").gpu_selector == {"cloud.io/gpu": "A100"}
     assert Compute().gpu_selector == {}
     assert Compute(launch_timeout=5).unschedulable_seconds == 5
+
+
+def test_the_launch_timeout_is_the_settings_unless_another_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KT_LAUNCH_TIMEOUT", "30")
+    assert (Compute().launch_seconds, Compute().unschedulable_seconds) == (30, 30)
+    assert Compute(launch_timeout=5).launch_seconds == 5
     assert Compute(cpus="500m", gpu_memory="4Gi").resources() == {"cpus": 0.5, "gpus": 1, "gpu_memory": "4Gi"}
     assert Compute(image="python:3.12").image == Image(image_id="python:3.12")
 

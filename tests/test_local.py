@@ -350,3 +350,10 @@ def test_a_launch_timeout(runtime: Path) -> None:
     with pytest.raises(kt.ServiceTimeoutError, match=r"0.001 s.*launch_timeout"):
         apply("t-one", launch_timeout=0.001)
     assert leftover_files(runtime) == []
+
+
+def test_a_launch_timeout_of_the_settings(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KT_LAUNCH_TIMEOUT", "0.001")
+    with pytest.raises(kt.ServiceTimeoutError, match=r"0.001 s.*launch_timeout"):
+        apply("t-one")
+    assert leftover_files(runtime) == []

@@ -118,13 +118,13 @@ class LocalBackend:
         lock = self._locks.setdefault(spec.name, asyncio.Lock())
         settled = self._deploying.setdefault(spec.name, asyncio.Event())
         try:
-            async with asyncio.timeout(spec.compute.launch_timeout), lock:
+            async with asyncio.timeout(spec.compute.launch_seconds), lock:
                 return await self._apply(spec, progress)
         except TimeoutError as e:
             if isinstance(e, DeployError):
                 raise
             raise ServiceTimeoutError(
-                f'service "{spec.name}" did not start within {spec.compute.launch_timeout:g} s; '
+                f'service "{spec.name}" did not start within {spec.compute.launch_seconds:g} s; '
                 "give it more with kt.Compute(launch_timeout=...)",
                 service=spec.name,
             ) from e

@@ -91,7 +91,7 @@ class Rollout:
         DeployError
             When waiting doesn't help, or has taken too long.
         """
-        limit = self._plan.compute.launch_timeout
+        limit = self._plan.compute.launch_seconds
         try:
             async with asyncio.timeout(limit):
                 if self.new:
@@ -142,7 +142,7 @@ class Rollout:
             "one goes first, when its calls have ended"
         )
         for job in self._old:
-            await self._drain(job, self._plan.compute.launch_timeout, tell=True)
+            await self._drain(job, self._plan.compute.launch_seconds, tell=True)
             await self._space.delete_job(job)
         self._old.clear()
         return True
