@@ -215,17 +215,17 @@ def test_probe(server: ApiServer, cluster: Cluster, pod: ProxiedPod) -> None:
         await pod._answer(send, 200)
 
     way = reach(cluster, pod)
-    assert run(probe(way)) is False  # it answers, but not that it is well
+    assert run(probe(way)) == "it answers with status 404"  # it answers, but not that it is well
     pod._get = healthy  # type: ignore[method-assign]
-    assert run(probe(way)) is True
+    assert run(probe(way)) is None
     server.backend = None
-    assert run(probe(way)) is False
+    assert run(probe(way)) == "error dialing backend: connection refused"
     server.rule = lambda request: forbidden("get", "pods/proxy")
     with pytest.raises(KubernetesCredentialsError) as caught:
         run(probe(way))
     assert caught.value.rule == '- {apiGroups: [""], resources: ["pods/proxy"], verbs: ["get", "create", "update"]}'
     server.stop()
-    assert run(probe(way)) is False
+    assert "Connect call failed" in run(probe(way))
     server.start()
 
 

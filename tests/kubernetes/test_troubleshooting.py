@@ -21,6 +21,7 @@ NOT_RECORDED = {
     "isn't ready any more",
     "waits for a volume",
     "has been suspended for",
+    "runs, and can't be reached",
 }
 
 

@@ -109,8 +109,8 @@ def _proxy(cluster: Cluster) -> str | None:
 # -- probes ------------------------------------------------------------------------------------------------------------
 
 
-async def probe(endpoint: Endpoint) -> bool:
-    """Whether a pod's front answers there; False while it doesn't yet.
+async def probe(endpoint: Endpoint) -> str | None:
+    """Why a pod's front doesn't answer there yet; None when it does.
 
     Raises
     ------
@@ -121,10 +121,10 @@ async def probe(endpoint: Endpoint) -> bool:
         status, ours, body = await _request(endpoint, "GET", "/health")
         if status == 401 and not ours and endpoint.credentials is not None:
             status, ours, body = await _request(endpoint, "GET", "/health", renew=True)
-    except (OSError, asyncio.IncompleteReadError, ValueError):
-        return False
+    except (OSError, asyncio.IncompleteReadError, ValueError) as e:
+        return _why(e)
     if ours:
-        return status == 200
+        return None if status == 200 else f"it answers with status {status}"
     said = str(status_of(body).get("message") or "").strip()
     if status == 403:
         line = rule("pods/proxy", "", "get", "create", "update")
@@ -142,7 +142,13 @@ async def probe(endpoint: Endpoint) -> bool:
             reason="Unauthorized",
             service=endpoint.service,
         )
-    return False
+    return said or f"status {status} without a word"
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not error.args:
+        return f"no answer within {_PROBE_TIMEOUT:g} s"
+    return str(error) or type(error).__name__
 
 
 async def _proxy_allowed(endpoint: Endpoint) -> bool:
@@ -153,9 +159,8 @@ async def _proxy_allowed(endpoint: Endpoint) -> bool:
             if status == 401 and not ours and endpoint.credentials is not None:
                 status, ours, _ = await _request(endpoint, method, "/health", renew=True)
         except (OSError, asyncio.IncompleteReadError, ValueError) as e:
-            why = str(e) or type(e).__name__
             raise ConnectionFailedError(
-                f"the API server's proxy for service \"{endpoint.service}\" can't be reached ({why})",
+                f"the API server's proxy for service \"{endpoint.service}\" can't be reached ({_why(e)})",
                 service=endpoint.service,
                 url=endpoint.url,
             ) from e

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 
 from ...errors import ConnectionFailedError, DeployError, KubernetesCredentialsError
 from ...progress import Phase
@@ -22,6 +23,8 @@ __all__ = ["Waiting"]
 _PROBE = 0.04
 #: A refusal counts when it has lasted for so many seconds.
 _SURE = 1.0
+#: A front answers a fraction of a second after its start; after so many seconds something is in the way.
+_LONG = 8.0
 #: What a diagnosis says may change with time alone; seconds between two looks when nothing changes.
 _LOOK = 1.0
 
@@ -54,6 +57,9 @@ class Waiting:
         self._ready: dict[str, Endpoint] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
         self._room_since: float | None = None
+        #: Since when its pods run and don't answer, and what was heard last instead.
+        self._silent_since: float | None = None
+        self._silence = ""
         #: What was found last, for who gives up.
         self._last = Diagnosis(Phase.SCHEDULING, service=plan.service)
 
@@ -140,12 +146,34 @@ class Waiting:
                 break
             wanted = found.log
             self._logs[wanted] = await space.log(wanted)
-        self._last = found
+        found = self._last = self._unreachable(found)
         detail = found.detail
         if not detail and found.phase is Phase.CONNECTING and plan.compute.replicas > 1:
             detail = f"{len(self._ready)} of {plan.compute.replicas} pods answer"
         self._progress(found.phase, detail)
         return found
+
+    def _unreachable(self, found: Diagnosis) -> Diagnosis:
+        """The same, or that the pods run for long, and can't be reached."""
+        if found.weight or found.phase is not Phase.CONNECTING or not self._silence:
+            self._silent_since = None
+            return found
+        now = time.monotonic()
+        self._silent_since = self._silent_since or now
+        if now - self._silent_since < _LONG:
+            return found
+        who = "this pod" if self._space.cluster.in_cluster else "the API server"
+        return replace(
+            found,
+            kind="unreachable",
+            reason="Unreachable",
+            curable=f"runs, and can't be reached: {self._silence}",
+            detail=f"its pod runs, and can't be reached: {self._silence}",
+            hint=(
+                f"See 'kubectl get networkpolicy -n {self._plan.namespace}', and that no firewall keeps {who} from "
+                f"port {names.PORT} of the pods"
+            ),
+        )
 
     def _check_room(self, found: Diagnosis) -> None:
         """Give up waiting for room after ``unschedulable_timeout``."""
@@ -177,12 +205,15 @@ class Waiting:
         while True:
             try:
                 endpoint = await self._space.endpoint(self._plan.service, pod, self._token, self._progress.note)
-                if await probe(endpoint):
+                if (why := await probe(endpoint)) is None:
                     self._ready[name] = endpoint
+                    self._silence = ""
                     return
+                self._silence = why
                 refused = None
-            except ConnectionFailedError:
-                pass  # the API server is away for a moment; the deploy's own time limit ends this
+            except ConnectionFailedError as e:
+                # The API server is away for a moment, or doesn't reach the pod; the deploy's own time limit ends this.
+                self._silence = str(e)
             except KubernetesCredentialsError:
                 # An API server that has just started refuses everybody until it knows the roles.
                 refused = refused if refused is not None else time.monotonic()
