@@ -21,6 +21,7 @@ import yaml
 
 import kubetorch_jupyter as kt
 from tests.cells import Cells
+from tests.cluster.api import ApiError
 from tests.cluster.conftest import MakeUser, User
 from tests.cluster.images import Images
 from tests.cluster.node import Node
@@ -429,6 +430,69 @@ def _runs(**compute: Any) -> None:
     cells.run("def f(): return 1\n")
     with kt.fn(cells["f"], name="refused").to(kt.Compute(**compute), stream_logs=False) as f:
         assert f() == 1
+
+
+_MUTATING = "/apis/admissionregistration.k8s.io/v1beta1/mutatingadmissionpolic"
+
+
+@pytest.fixture
+def injected(governed: User, node: Node, images: Images) -> Iterator[User]:
+    """The same, where each pod gets a container, the first of all, as some service meshes do it."""
+    script = "trap 'exit 0' TERM; while :; do sleep 0.1; done"
+    container = f'name: "mesh", image: "{images["examples"]}", command: ["sh", "-c", "{script}"]'
+    patch = f'[JSONPatch{{op: "add", path: "/spec/containers/0", value: Object.spec.containers{{{container}}}}}]'
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": governed.namespace}}
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    policy = {
+        "matchConstraints": {"resourceRules": [rule], "namespaceSelector": selector},
+        "reinvocationPolicy": "Never",
+        "mutations": [{"patchType": "JSONPatch", "jsonPatch": {"expression": patch}}],
+    }
+    admin = node.admin()
+    try:
+        for kind, spec in (("ies", policy), ("ybindings", {"policyName": "mesh"})):
+            admin.request("POST", _MUTATING + kind, {"metadata": {"name": "mesh"}, "spec": spec})
+    except ApiError as e:
+        if e.status != 404:
+            raise
+        pytest.skip("a cluster without mutating admission policies")
+    body = {"spec": {"containers": [{"name": "c", "image": "none.local/none:1"}]}, "metadata": {"name": "try"}}
+    path = f"/api/v1/namespaces/{governed.namespace}/pods"
+    try:
+        admin.wait(
+            "the policy holds",
+            lambda: len(admin.request("POST", path, body, dryRun="All")["spec"]["containers"]) == 2,
+            20,
+        )
+        yield governed
+    finally:
+        for kind in ("ybindings", "ies"):
+            admin.request("DELETE", f"{_MUTATING}{kind}/mesh")
+
+
+def test_a_container_that_the_cluster_adds(injected: User, capfd: pytest.CaptureFixture[str]) -> None:
+    """Ours are known by their names, whatever stands before them, and what that one means is said."""
+    cells = Cells()
+    cells.run(
+        """
+        def used(mib):
+            held = bytearray(mib << 20)
+            held[:: 4096] = b"x" * len(held[:: 4096])
+            return len(held)
+        """
+    )
+    with kt.fn(cells["used"], name="meshed").to(kt.Compute(memory_limit="200Mi")) as used:
+        [pod] = injected.api.list("Pod", f"kubetorch.dev/service={used.service_name}")
+        assert [each["name"] for each in pod["spec"]["containers"]] == ["mesh", "front", "worker"]
+        assert used(1) == 1 << 20
+        with pytest.raises(kt.WorkerDiedError, match="200") as caught:
+            used(400)
+        assert caught.value.cause == "oom"
+        assert used(1) == 1 << 20
+    shown = capfd.readouterr()
+    said = f'the cluster has put "mesh" into the pod of "{used.service_name}"'
+    assert (shown.out + shown.err).count(said) == 1
+    injected.api.wait("nothing is left", lambda: not injected.ours(), 20)
 
 
 def test_against_pod_security(governed: User, node: Node) -> None:

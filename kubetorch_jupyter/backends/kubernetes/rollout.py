@@ -97,6 +97,8 @@ class Rollout:
                 if self.new:
                     await self._create()
                 self.endpoints = await self._waiting.run(self._make_room if self.new and self._old else None)
+                if self.new:
+                    self._tell_of_others()
         except BaseException as e:
             if self.new:
                 await asyncio.shield(self.discard())
@@ -146,6 +148,18 @@ class Rollout:
             await self._space.delete_job(job)
         self._old.clear()
         return True
+
+    def _tell_of_others(self) -> None:
+        """Say that the cluster has put containers of its own into the pods, as service meshes do."""
+        pods = self._space.pods(self._plan.service, self._plan.revision)
+        every = {str(each["name"]) for pod in pods for each in pod["spec"]["containers"]}
+        if others := sorted(every - {names.FRONT, names.WORKER}):
+            which = ", ".join(f'"{name}"' for name in others)
+            self._progress.note(
+                f'the cluster has put {which} into the pod of "{self._plan.service}": a pod in which something of '
+                "others runs doesn't end by itself after its TTL, and keeps what it holds until it is torn down; "
+                'Istio keeps out of pods with kt.Compute(labels={"sidecar.istio.io/inject": "false"})'
+            )
 
     # -- after the load ------------------------------------------------------------------------------------------------
 
