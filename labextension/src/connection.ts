@@ -7,6 +7,10 @@ import { expression, KEY } from './question';
 
 /** Milliseconds that a kernel may take to say what it can do, and to make a subshell; both it does while a cell runs. */
 const PATIENCE = 1_500;
+/** Milliseconds that a closed connection stays at most, so that its subshells are deleted. */
+const LATE = 10_000;
+/** Milliseconds until a request is made again that was dropped; ipykernel drops all that come within 100 of an error. */
+const AGAIN = 200;
 
 export class Connection implements IKernel {
   /**
@@ -40,7 +44,17 @@ export class Connection implements IKernel {
   /** Ask; the reply's text. */
   async ask(question: Question): Promise<string> {
     await this._open;
-    if (this._own.isDisposed) {
+    let content = await this._ask(question);
+    while (isDropped(content)) {
+      await pause(AGAIN);
+      content = await this._ask(question);
+    }
+    return textOf(content);
+  }
+
+  /** Ask once. */
+  private async _ask(question: Question): Promise<KernelMessage.IExecuteReplyMsg['content']> {
+    if (this._closed) {
       throw new Error('the kernel is gone');
     }
     const future = this._own.requestExecute({
@@ -53,14 +67,8 @@ export class Connection implements IKernel {
       stop_on_error: false
     });
     try {
-      return await new Promise<string>((resolve, reject) => {
-        future.onReply = message => {
-          try {
-            resolve(textOf(message));
-          } catch (error) {
-            reject(error instanceof Error ? error : new Error(String(error)));
-          }
-        };
+      return await new Promise((resolve, reject) => {
+        future.onReply = message => resolve(message.content);
         future.done.then(
           () => reject(new Error('the kernel gave no answer')),
           () => reject(new Error('the kernel is gone'))
@@ -73,6 +81,19 @@ export class Connection implements IKernel {
 
   /** Run `%load_ext`, by the notebook's own connection; what it prints. */
   async load(): Promise<string> {
+    let said = await this._load();
+    while (said === null) {
+      await pause(AGAIN);
+      said = await this._load();
+    }
+    return said;
+  }
+
+  /** Run it once; null when the kernel drops it, since the cell before it failed. */
+  private async _load(): Promise<string | null> {
+    if (this._closed) {
+      throw new Error('the kernel is gone');
+    }
     const future = this.kernel.requestExecute({
       code: '%load_ext kubetorch_jupyter',
       silent: false,
@@ -88,8 +109,11 @@ export class Connection implements IKernel {
         failed = `${message.content.ename}: ${message.content.evalue}`;
       }
     };
-    const reply = await future.done;
-    if (reply?.content.status !== 'ok') {
+    const content = (await future.done)?.content;
+    if (content !== undefined && isDropped(content)) {
+      return null;
+    }
+    if (content?.status !== 'ok') {
       throw new Error(failed || 'the kernel did not run it');
     }
     return said;
@@ -103,10 +127,17 @@ export class Connection implements IKernel {
    */
   close(gone: boolean): string | null {
     window.removeEventListener('pagehide', this._farewell);
+    this._closed = true;
     const left = gone || this._deleteSubshell() ? null : this._own.subshellId;
     // By itself it would ask, by a connection that doesn't know yet that the kernel has subshells, and wait for a reply.
     this._own.subshellId = null;
-    this._own.dispose();
+    if (gone || this._pending.size === 0) {
+      this._own.dispose();
+    } else {
+      // A subshell that is still being made would stay as long as the kernel does; so would one whose deletion is asked
+      // for at the last moment, since the server drops what it hasn't passed on when a connection ends.
+      void soon(Promise.allSettled(this._pending), LATE).then(() => this._own.dispose());
+    }
     return left;
   }
 
@@ -123,12 +154,23 @@ export class Connection implements IKernel {
     if (this._own.isDisposed || this._own.connectionStatus !== 'connected' || this._own.status === 'dead') {
       return false;
     }
-    this._dropSubshell(id);
+    void this._dropSubshell(id);
     return true;
   }
 
-  private _dropSubshell(id: string): void {
-    this._control('delete_subshell_request', { subshell_id: id }).catch(() => undefined); // the kernel may end first
+  private async _dropSubshell(id: string): Promise<void> {
+    const dropping = this._control('delete_subshell_request', { subshell_id: id });
+    await this._wait(dropping).catch(() => undefined); // the kernel may end first
+  }
+
+  /** Keep the connection until something is done. */
+  private async _wait(doing: Promise<unknown>): Promise<void> {
+    this._pending.add(doing);
+    try {
+      await doing;
+    } finally {
+      this._pending.delete(doing);
+    }
   }
 
   /** Wait for the connection, and have a subshell made. */
@@ -138,19 +180,32 @@ export class Connection implements IKernel {
     // A kernel that runs a cell tells what it can do only afterwards, but makes subshells meanwhile: ask for one all the
     // same when it doesn't say.
     const info = await soon(this.kernel.info, PATIENCE);
-    if (info !== null && !info.supported_features?.includes('kernel subshells')) {
+    if (this._closed || (info !== null && !info.supported_features?.includes('kernel subshells'))) {
       return;
     }
     if (this.left !== null) {
-      this._dropSubshell(this.left);
+      void this._dropSubshell(this.left);
     }
-    const ask = () => soon(this._control('create_subshell_request', {}), PATIENCE);
     // Once more where the kernel has them: one that has only just begun may fail, without a reply.
-    const made = (await ask()) ?? (info !== null ? await ask() : null);
-    const content = made?.content as { status?: string; subshell_id?: string } | undefined;
-    if (content?.status === 'ok' && content.subshell_id !== undefined && !own.isDisposed) {
-      own.subshellId = content.subshell_id;
+    if ((await soon(this._makeSubshell(), PATIENCE)) === null && info !== null && !this._closed) {
+      await soon(this._makeSubshell(), PATIENCE);
     }
+  }
+
+  /** Have a subshell made, and use it, however late it comes; delete it where it isn't needed any more. */
+  private _makeSubshell(): Promise<void> {
+    const making = this._control('create_subshell_request', {}).then(async reply => {
+      const content = reply.content as { status?: string; subshell_id?: string };
+      if (content.status !== 'ok' || content.subshell_id === undefined) {
+        return;
+      }
+      if (this._closed || this._own.subshellId !== null) {
+        await this._dropSubshell(content.subshell_id);
+      } else {
+        this._own.subshellId = content.subshell_id;
+      }
+    });
+    return this._wait(making);
   }
 
   /** Ask on the control channel, where `requestCreateSubshell` would first want the kernel's info. */
@@ -180,13 +235,20 @@ export class Connection implements IKernel {
 
   private readonly _own: Kernel.IKernelConnection;
   private readonly _open: Promise<void>;
+  /** Subshells that are being made or deleted. */
+  private readonly _pending = new Set<Promise<unknown>>();
+  private _closed = false;
+}
+
+/** Whether a kernel has left a request undone, as ipykernel does with those behind a cell that fails. */
+function isDropped(content: { readonly status: string }): boolean {
+  return content.status === 'aborted' || content.status === 'abort';
 }
 
 /** The expression's text in a reply. */
-function textOf(message: KernelMessage.IExecuteReplyMsg): string {
-  const content = message.content;
+function textOf(content: KernelMessage.IExecuteReplyMsg['content']): string {
   if (content.status !== 'ok') {
-    throw new Error(content.status === 'error' ? content.evalue : 'the kernel dropped the question');
+    throw new Error(content.status === 'error' ? content.evalue : `the kernel's answer is ${content.status}`);
   }
   const shown = content.user_expressions?.[KEY] as
     { status: 'ok'; data: Record<string, unknown> } | { status: 'error'; ename?: string; evalue?: string } | undefined;
@@ -212,6 +274,10 @@ function connected(connection: Kernel.IKernelConnection): Promise<void> {
     connection.disposed.connect(() => reject(new Error('the kernel is gone')));
     look();
   });
+}
+
+function pause(milliseconds: number): Promise<void> {
+  return new Promise(resolve => window.setTimeout(resolve, milliseconds));
 }
 
 /** What a promise gives; null when it fails or takes longer. */
