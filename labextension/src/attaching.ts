@@ -5,7 +5,8 @@ import { IDisposable } from '@lumino/disposable';
 
 import { mayLoad } from './cells';
 import { Connection } from './connection';
-import { Absence, PanelModel } from './model';
+import type { Absence } from './kernel';
+import type { PanelModel } from './model';
 
 /** States of a kernel in which it isn't asked; what it was asked before is lost. */
 const AWAY: Partial<Record<Kernel.Status, Absence>> = {
@@ -104,23 +105,27 @@ export class Attacher implements IDisposable {
       return;
     }
     if (kernel.connectionStatus !== 'connected') {
-      this._detach('disconnected', title);
+      const never = kernel.connectionStatus === 'connecting' && !this._met.has(kernel);
+      // JupyterLab tries seven times, and then no more.
+      this._detach(never ? 'starting' : kernel.connectionStatus === 'connecting' ? 'disconnected' : 'cut off', title);
       return;
     }
+    this._met.add(kernel);
     if (this._kernel === kernel) {
-      this.model.title = title;
+      this.model.rename(title);
       return;
     }
     this._close(false);
     this._kernel = kernel;
-    void this._attach(kernel, title);
+    void this._attach(kernel, notebook);
   }
 
-  private async _attach(kernel: Kernel.IKernelConnection, title: string): Promise<void> {
+  private async _attach(kernel: Kernel.IKernelConnection, notebook: NotebookPanel): Promise<void> {
     const spec = await kernel.spec.catch(() => undefined); // without a server nobody knows; the kernel may be there
     if (this._kernel !== kernel) {
       return; // it took so long that another one is in its place
     }
+    const title = notebook.title.label;
     const language = spec?.language ?? 'python';
     if (!/^i?python\d*$/i.test(language)) {
       this.model.detach('other language', title, spec?.display_name ?? language);
@@ -178,5 +183,7 @@ export class Attacher implements IDisposable {
   private _away: Absence | undefined;
   /** Notebooks that have had a kernel. */
   private readonly _started = new WeakSet<NotebookPanel>();
+  /** Connections that were there once. */
+  private readonly _met = new WeakSet<Kernel.IKernelConnection>();
   private _isDisposed = false;
 }

@@ -1,6 +1,12 @@
 /** A kernel as the model sees it, and what is common to all that wait for one. */
 import type { Question } from './protocol';
 
+/** Why there is nothing to ask. */
+export type Absence =
+  'no notebook' | 'no kernel' | 'other language' | 'starting' | 'restarting' | 'dead' | 'disconnected' | 'cut off';
+
+export type Situation = Absence | 'connecting' | 'not installed' | 'not loaded' | 'loading' | 'ready';
+
 /** A kernel, as far as the model needs one. */
 export interface IKernel {
   /** Ask; gives the reply's text. Rejects when there is none. */

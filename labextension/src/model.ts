@@ -6,16 +6,10 @@
  */
 import { ISignal, Signal } from '@lumino/signaling';
 
-import { IKernel, within, words } from './kernel';
+import { Absence, IKernel, Situation, within, words } from './kernel';
 import { LogText } from './logtext';
 import { IAbout, Orders } from './orders';
 import { IAnswer, ICall, IProgress, IService, PROTOCOL, readReply, Reply, Verb } from './protocol';
-
-/** Why there is nothing to ask. */
-export type Absence =
-  'no notebook' | 'no kernel' | 'other language' | 'starting' | 'restarting' | 'dead' | 'disconnected';
-
-export type Situation = Absence | 'connecting' | 'not installed' | 'not loaded' | 'loading' | 'ready';
 
 export interface IMessage {
   readonly text: string;
@@ -113,11 +107,19 @@ export class PanelModel {
     if (this._kernel === null && this.situation === why && this.title === title && this.detail === detail) {
       return;
     }
-    this._leave(why === 'disconnected' && title === this.title);
+    this._leave((why === 'disconnected' || why === 'cut off') && title === this.title);
     this.title = title;
     this.situation = why;
     this.detail = detail;
     this._emit();
+  }
+
+  /** The notebook has another name. */
+  rename(title: string): void {
+    if (title !== this.title) {
+      this.title = title;
+      this._emit();
+    }
   }
 
   /** Whether somebody sees the panel. */
@@ -219,6 +221,8 @@ export class PanelModel {
       if (kernel === this._kernel) {
         this.situation = 'connecting';
         this.say(said.trim());
+        // A look that is under way may have begun before.
+        this._hurry = this._looking !== null;
         this._ask(true);
       }
     } catch (error) {
@@ -312,6 +316,7 @@ export class PanelModel {
     this._emit();
     const check = () => {
       if (kernel === this._kernel && this._looking !== null) {
+        this._emit(); // what is shown is older now
         if (kernel.idle && Date.now() - began >= LOST) {
           this._lost.emit();
         } else {
@@ -324,6 +329,9 @@ export class PanelModel {
 
   private _take(reply: Reply): void {
     if (reply.kind !== 'answer') {
+      if (this.situation === 'loading') {
+        return; // that is why it is being loaded
+      }
       this._forget();
       this.situation = reply.kind;
       return;
@@ -342,6 +350,9 @@ export class PanelModel {
     const { life = '', outcomes = [] } = answer;
     const id = this._kernel?.id ?? '';
     const before = this._heard.get(id);
+    if (before !== undefined && before.life !== life) {
+      this._orders.clear('the extension was loaded anew meanwhile'); // nobody knows of them any more
+    }
     let n = before?.life === life ? before.n : 0;
     for (const outcome of outcomes) {
       if (outcome.n > n) {
@@ -381,13 +392,13 @@ export class PanelModel {
     if (this._kernel === null || !this._visible || this._looking !== null) {
       return;
     }
-    if (this.situation === 'not loaded' || this.situation === 'not installed') {
-      return; // what is run tells when to ask again: there, a question is an execution like any other
-    }
     if (this._hurry) {
       this._hurry = false;
       this._soon(0);
       return;
+    }
+    if (this.situation === 'not loaded' || this.situation === 'not installed' || this.situation === 'loading') {
+      return; // what is run tells when to ask again: there, a question is an execution like any other
     }
     const active = this.calls.some(call => call.active) || this.progress.some(line => line.state === 'running');
     const wanted = active ? this._interval / 2 : this._interval;
@@ -444,7 +455,7 @@ export class PanelModel {
     this.busy = false;
     this.detail = this.problem = '';
     this._failures = this._took = 0;
-    this._orders.clear();
+    this._orders.clear('the kernel is gone');
     if (!remember) {
       this._forget();
     }

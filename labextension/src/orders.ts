@@ -34,11 +34,11 @@ export class Orders {
     return this._begun.get(what)?.words ?? '';
   }
 
-  /** The kernel is gone, and will not tell what came of anything. */
-  clear(): void {
+  /** Nobody will tell what came of anything, and why. */
+  clear(why: string): void {
     this._begun.clear();
     for (const { reject } of this._waiting.values()) {
-      reject(new Error('the kernel is gone'));
+      reject(new Error(why));
     }
     this._waiting.clear();
   }

@@ -176,6 +176,16 @@ describe('asking', () => {
     expect((kernel.last as ILookQuestion).service).toBe('train');
   });
 
+  it('tells how old is what it shows while it waits', async () => {
+    attach();
+    await kernel.answer({ services: [SERVICE, { ...SERVICE, name: 'other' }] });
+    kernel.idle = false;
+    const ages: (number | null)[] = [];
+    model.changed.connect(() => ages.push(model.age));
+    await pass(17_000);
+    expect(ages).toEqual([2, 7, 12, 17]);
+  });
+
   it('gives a slow kernel time', async () => {
     attach();
     await pass(4_000);
@@ -279,6 +289,43 @@ describe('where the extension is not loaded', () => {
   });
 });
 
+describe('while the extension is being loaded', () => {
+  let loaded: (text: string) => void;
+
+  beforeEach(() => {
+    kernel.loadResult = new Promise(resolve => (loaded = resolve));
+  });
+
+  it('asks nothing, and takes no look for more than it is', async () => {
+    attach();
+    await kernel.answer('True');
+    const loading = model.load();
+    await pass(60_000);
+    expect(kernel.questions).toHaveLength(1);
+    model.visible = false;
+    model.visible = true; // it was closed and opened
+    await kernel.answer('True');
+    expect(model.situation).toBe('loading');
+    loaded('');
+    await loading;
+    await kernel.answer();
+    expect(model.situation).toBe('ready');
+  });
+
+  it('looks again after a look that began before', async () => {
+    attach();
+    await kernel.answer('True');
+    const loading = model.load();
+    void model.check();
+    loaded('');
+    await loading;
+    await kernel.answer('True');
+    await settle();
+    await kernel.answer();
+    expect(model.situation).toBe('ready');
+  });
+});
+
 describe('kernels that come and go', () => {
   it('forgets one notebook for another, whose answers come late', async () => {
     await attachToCall();
@@ -310,11 +357,24 @@ describe('kernels that come and go', () => {
     await attachToCall();
     model.detach('disconnected', 'first.ipynb');
     expect(model.services).toHaveLength(1);
+    model.detach('cut off', 'first.ipynb');
+    expect(model.services).toHaveLength(1);
     expect(model.selected).toBe('train');
     await pass(7_000);
     expect(model.age).toBe(7);
     model.attach(kernel, 'first.ipynb');
     expect((kernel.last as ILookQuestion).do).toBe('look');
+  });
+
+  it('tells of a new name', () => {
+    model.attach(kernel, 'first.ipynb');
+    const changed = vi.fn();
+    model.changed.connect(changed);
+    model.rename('first.ipynb');
+    expect(changed).not.toHaveBeenCalled();
+    model.rename('second.ipynb');
+    expect(changed).toHaveBeenCalledTimes(1);
+    expect(model.title).toBe('second.ipynb');
   });
 
   it('tells of a change once', () => {
@@ -438,6 +498,22 @@ describe('doing', () => {
     expect((kernel.last as ILookQuestion).heard).toEqual({ life: 'one', n: 5 });
     await kernel.answer({ life: 'two', outcomes: [{ n: 1, id: 'y', do: 'stop', text: 'second' }] });
     expect(model.message?.text).toBe('second');
+  });
+
+  it('lets go of an order of which nobody knows any more, since the extension was loaded anew', async () => {
+    await attachToCall();
+    const done = model.restart(SERVICE);
+    const code = expect(model.code('train', null)).rejects.toThrow('loaded anew');
+    await kernel.answer();
+    await kernel.answer();
+    await done;
+    await pass(100);
+    await kernel.answer({ services: [SERVICE] });
+    expect(model.doing('train')).toBe('is being restarted');
+    await pass(1_000);
+    await kernel.answer({ life: 'two', services: [SERVICE] });
+    expect(model.doing('train')).toBe('');
+    await code;
   });
 
   it('gets code', async () => {
