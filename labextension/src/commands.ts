@@ -1,5 +1,6 @@
 /** The commands, for the palette, the menu and the notebook's toolbar. */
 import { Dialog, showDialog, showErrorMessage } from '@jupyterlab/apputils';
+import type { Cell } from '@jupyterlab/cells';
 import { NotebookActions, NotebookPanel } from '@jupyterlab/notebook';
 import { CommandRegistry } from '@lumino/commands';
 
@@ -20,8 +21,10 @@ export const CommandIDs = {
 export interface IPlace {
   readonly model: PanelModel;
   readonly actions: Actions;
-  /** The notebook in front. */
+  /** The notebook that the panel belongs to: of the notebooks the one in front. */
   readonly notebook: () => NotebookPanel | null;
+  /** What is in front: that notebook, or a console, a file, … */
+  readonly front: () => unknown;
   /** The options of `%%kt` in new cells. */
   readonly compute: () => string;
   /** Show the panel. */
@@ -32,6 +35,13 @@ export interface IPlace {
 export function addCommands(commands: CommandRegistry, place: IPlace): void {
   const { model, actions } = place;
   const hasNotebook = () => place.notebook() !== null;
+  const inNotebook = () => hasNotebook() && place.notebook() === place.front();
+  /** Show what is under way, and what comes of it. */
+  const show = () => {
+    if (!model.visible) {
+      place.open();
+    }
+  };
 
   commands.addCommand(CommandIDs.open, {
     label: 'Open Kubetorch Panel',
@@ -43,7 +53,7 @@ export function addCommands(commands: CommandRegistry, place: IPlace): void {
   commands.addCommand(CommandIDs.deploy, {
     label: 'Deploy Current Cell',
     caption: 'Put %%kt deploy on top of the cell, and run it',
-    isEnabled: hasNotebook,
+    isEnabled: inNotebook,
     execute: () => attempt('The cell was not deployed', () => deployCell(place))
   });
 
@@ -56,6 +66,7 @@ export function addCommands(commands: CommandRegistry, place: IPlace): void {
         await needAnswer(model);
         const service = await actions.chooseService();
         if (service !== null) {
+          show();
           actions.tearDown(service);
         } else if (model.services.length === 0) {
           throw new Error('No service runs.');
@@ -67,13 +78,16 @@ export function addCommands(commands: CommandRegistry, place: IPlace): void {
     label: "Copy Call's Code",
     caption: 'Copy the Python that gets the service that is selected in the panel, and its call',
     isEnabled: () => model.service !== null && model.situation === 'ready',
-    execute: () => actions.copyCode()
+    execute: () => {
+      show();
+      actions.copyCode();
+    }
   });
 
   commands.addCommand(CommandIDs.insert, {
     label: 'Insert %%kt Cell',
     caption: 'Insert a cell below that runs on a pod',
-    isEnabled: hasNotebook,
+    isEnabled: inNotebook,
     execute: () => {
       const notebook = place.notebook();
       if (notebook !== null) {
@@ -106,20 +120,31 @@ async function deployCell(place: IPlace): Promise<void> {
   if (!notebook || !cell) {
     return;
   }
-  if (cell.model.type !== 'code') {
-    throw new Error('It is no code cell.');
-  }
-  const source = deployed(cell.model.sharedModel.getSource(), place.compute());
-  if (source === null) {
-    throw new Error('It is empty.');
-  }
+  sourceToDeploy(cell, place.compute());
   if (!(await loaded(place.model))) {
     return;
   }
+  // That may have taken a while: what counts is the cell's code now, and that cell, whichever is the current one.
+  const source = sourceToDeploy(cell, place.compute());
   if (source !== cell.model.sharedModel.getSource()) {
     cell.model.sharedModel.setSource(source);
   }
-  await NotebookActions.run(notebook.content, notebook.sessionContext);
+  await NotebookActions.runCells(notebook.content, [cell], notebook.sessionContext);
+}
+
+/** What a cell has to say to be deployed; throws where it can't be. */
+function sourceToDeploy(cell: Cell, compute: string): string {
+  if (cell.isDisposed) {
+    throw new Error('It is not there any more.');
+  }
+  if (cell.model.type !== 'code') {
+    throw new Error('It is no code cell.');
+  }
+  const source = deployed(cell.model.sharedModel.getSource(), compute);
+  if (source === null) {
+    throw new Error('It is empty.');
+  }
+  return source;
 }
 
 /** Whether the extension is loaded, or has been now because somebody wanted that. */
@@ -128,6 +153,8 @@ async function loaded(model: PanelModel): Promise<boolean> {
   switch (situation) {
     case 'ready':
     case null: // it runs a cell, after which this one comes
+    case 'loading': // as above
+    case 'connecting': // it can't be asked, so the cell itself will tell
       return true;
     case 'not loaded': {
       const result = await showDialog({

@@ -45,6 +45,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
       model,
       actions,
       notebook: () => attacher.notebook,
+      front: () => app.shell.currentWidget,
       compute: () => settings.defaultCompute,
       open: () => app.shell.activateById(panel.id)
     });
