@@ -1,17 +1,35 @@
 /** The text of a log as a terminal would leave it: no colours, and lines that were written over are gone. */
 
-// Colours, cursor movements, titles of windows: https://en.wikipedia.org/wiki/ANSI_escape_code
+// Colours, cursor movements; titles of windows and other strings; character sets; the rest of ECMA-48's sequences:
+// https://en.wikipedia.org/wiki/ANSI_escape_code
 // eslint-disable-next-line no-control-regex
-const ANSI = /\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])/g;
+const ANSI = /\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[0-OQ-WYZ\\`-~])/g;
 // The beginning of one, at the end of a piece.
 // eslint-disable-next-line no-control-regex
-const BEGUN = /\x1b(?:\[[0-?]*[ -/]*|\][^\x07\x1b]{0,200}\x1b?)?$/;
+const BEGUN = /\x1b(?:\[[0-?]*[ -/]*|[\]PX^_][^\x07\x1b]{0,200}\x1b?|[ -/]+)?$/;
+// But for backspace, tab and the ends of lines.
 // eslint-disable-next-line no-control-regex
-const OTHER = /[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]/g;
+const OTHER = /[\x00-\x07\x0b\x0c\x0e-\x1f\x7f]/g;
 
 /** Characters that are kept, and to how many it is cut when there are more. */
 const MOST = 200_000;
 const LEFT = 120_000;
+
+/** The text without what backspaces take away: as in a cell, they do nothing at the beginning of a line. */
+function erased(text: string): string {
+  if (!text.includes('\b')) {
+    return text;
+  }
+  const left: string[] = [];
+  for (const character of text) {
+    if (character !== '\b') {
+      left.push(character);
+    } else if (left.length > 0 && left.at(-1) !== '\n' && left.at(-1) !== '\r') {
+      left.pop();
+    }
+  }
+  return left.join('');
+}
 
 export class LogText {
   /** Which text of the kernel's it follows, and how far. */
@@ -55,7 +73,9 @@ export class LogText {
       .slice(0, text.length - held.length)
       .replace(ANSI, '')
       .replace(OTHER, '');
-    const lines = (this._line + text).replace(/\r\n/g, '\n').split('\n');
+    const lines = erased(this._line + text)
+      .replace(/\r\n/g, '\n')
+      .split('\n');
     const whole = lines.map(line => line.slice(line.lastIndexOf('\r') + 1));
     this._line = whole.pop() ?? '';
     if (whole.length > 0) {

@@ -13,11 +13,18 @@ describe('LogText', () => {
     expect(read('10 %\r20 %\nred \x1b[31mword\x1b[0m\n')).toBe('20 %\nred word\n');
     expect(read('title\x1b]0;name\x07 \x1b(B\x07bell')).toContain('title');
     expect(read('a\r\nb\r\n')).toBe('a\nb\n');
-    expect(read('a\x00\x08b')).toBe('ab');
+    expect(read('a\x00b')).toBe('ab');
+    expect(read('red \x1b(B\x1b[mplain \x1bP1$r0m\x1b\\end\x1b=\x1bM\n')).toBe('red plain end\n');
+  });
+
+  it('takes back what backspaces take away, of one line', () => {
+    expect(read('one\b\b\btwo\n\b\b!')).toBe('two\n!');
+    expect(read('9 %', '\b\b\b', '10 %\n')).toBe('10 %\n');
+    expect(read('🎉\bx')).toBe('x');
   });
 
   it('is the same however it is cut', () => {
-    const text = 'one\r\n10 %\r20 %\r30 %\n\x1b[1;31mred\x1b[0m\x1b]0;title\x1b\\ end\r\n';
+    const text = 'one\r\n10 %\r20 %\r30 %\n\x1b[1;31mred\x1b(B\x1b[0m\x1b]0;title\x1b\\ end\r\n';
     const whole = read(text);
     for (let at = 0; at <= text.length; at++) {
       expect(read(text.slice(0, at), text.slice(at)), `cut at ${at}`).toBe(whole);

@@ -24,6 +24,8 @@ _PATIENCE = 5.0
 _FIRST = 0.15
 #: Bytes of a log that are read at once, and characters of it that are kept here.
 _BYTES, _CHARACTERS = 32 << 10, 64 << 10
+#: Characters of a line whose start is left out that are left out as well.
+_LINE = 1000
 
 _generations = itertools.count(1)
 
@@ -70,6 +72,20 @@ class LogText:
         return begin, self.text[begin - self.start :]
 
 
+def _from_line(text: str) -> str:
+    r"""Text that was cut anywhere, from where a line begins; a long line from where a character does.
+
+    Examples
+    --------
+    >>> _from_line("\ufffdrest of a line\nnext\n")
+    'next\n'
+    >>> _from_line("\ufffd" + 2000 * "x" + "\nnext")[:3]
+    'xxx'
+    """
+    end = text.find("\n", 0, _LINE)
+    return text[end + 1 :] if end >= 0 else text.lstrip("\ufffd")
+
+
 class _Reader(Looker):
     """A `Looker` that reads each piece of a call's log once."""
 
@@ -87,6 +103,7 @@ class _Reader(Looker):
         elif length != log.read:
             text, end = self._service(row).read_on(log_of, log.read, _BYTES)
             if end - log.read > _BYTES:
+                text = _from_line(text)
                 text = f'[kubetorch: what came before is left out here; kt.logs("{log_of}") gives all of it]\n{text}'
             log = log.added(text, end)
         self.log = log
