@@ -24,6 +24,7 @@ export class SidePanel extends Widget {
     this.title.caption = 'Kubetorch';
     this.node.setAttribute('role', 'region');
     this.node.setAttribute('aria-label', 'Kubetorch');
+    this.node.tabIndex = -1; // the focus is here when there is nothing else for it
     this._parts = [
       new HeaderView(model),
       new MessageView(model),
@@ -73,7 +74,13 @@ export class SidePanel extends Widget {
 
   protected override onActivateRequest(message: Message): void {
     super.onActivateRequest(message);
-    this.node.querySelector<HTMLElement>('[role=listbox]:not([hidden]), button:not([hidden])')?.focus();
+    this._focus('[role=listbox], button');
+  }
+
+  /** Put the focus on the first of these that can have it, or on the panel itself. */
+  private _focus(selector: string): void {
+    const all = [...this.node.querySelectorAll<HTMLElement>(selector)];
+    (all.find(canHaveFocus) ?? this.node).focus();
   }
 
   private readonly _look = () => {
@@ -82,12 +89,23 @@ export class SidePanel extends Widget {
   };
 
   private _refresh(): void {
-    if (this.isVisible) {
-      for (const part of this._parts) {
-        part.refresh();
-      }
+    if (!this.isVisible) {
+      return;
+    }
+    const focused = document.activeElement;
+    const hadFocus = this.node.contains(focused);
+    for (const part of this._parts) {
+      part.refresh();
+    }
+    // What had it may be gone, such as the button that stopped a call: by keyboard one would begin at the page's top.
+    if (hadFocus && focused instanceof HTMLElement && !canHaveFocus(focused)) {
+      this._focus('[role=listbox]');
     }
   }
 
   private readonly _parts: readonly (Widget & { refresh(): void })[];
+}
+
+function canHaveFocus(node: HTMLElement): boolean {
+  return node.isConnected && node.closest('[hidden]') === null && !node.matches(':disabled');
 }
