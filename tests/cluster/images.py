@@ -34,6 +34,7 @@ class _Recipe:
     python: str | None = MINOR
     packages: tuple[str, ...] = ()
     public: str | None = None
+    odd: bool = False
 
 
 _PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -49,6 +50,8 @@ RECIPES = {
     "python310": _Recipe("3.10", public="python:3.10-slim"),
     "python313": _Recipe("3.13", ("numpy",), public="python:3.13-slim"),
     "bare": _Recipe(None, public="busybox:1.37"),
+    # Its one Python is off the path, and all else is as no image should be.
+    "odd": _Recipe(odd=True),
 }
 
 
@@ -87,11 +90,13 @@ class Images:
 
     def _make(self, node: Node, tag: str, recipe: _Recipe) -> None:
         with tempfile.TemporaryDirectory(prefix="kt-image-") as folder:
-            if recipe.python is None:
+            if recipe.python is None or recipe.odd:
                 archive = Path(folder) / "image.tar"
-                root = _stage_bare(Path(folder) / "root")
-                script = node.program.resolve().with_name("ociimage.py")
-                _run(sys.executable, script, archive, tag, f"{root}:/", "--env", "PATH=/usr/bin:/bin")
+                scripts = node.program.resolve().parent
+                root = Path(folder) / "root"
+                more = _stage_odd(root, scripts) if recipe.odd else _stage_bare(root)
+                script = scripts / "ociimage.py"
+                _run(sys.executable, script, archive, tag, f"{root}:/", "--env", "PATH=/usr/bin:/bin", *more)
                 node.run("load-image", str(archive))
                 return
             more = ("--pip", *recipe.packages) if recipe.packages else ()
@@ -99,6 +104,13 @@ class Images:
             (Path(folder) / "sitecustomize.py").write_text(_FILE_DIGEST)
             node.run("image", tag, "--python", _find_python(recipe.python), *more, PYTHONPATH=folder)
 
+
+_STAGE = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[1])
+import pyimage
+pyimage.stage(pathlib.Path(sys.argv[2]), [], True)
+"""
 
 _FILE_DIGEST = """
 import hashlib
@@ -124,7 +136,23 @@ def _find_python(version: str) -> str:
     return found.stdout.strip()
 
 
-def _stage_bare(root: Path) -> Path:
+def _stage_odd(root: Path, scripts: Path) -> tuple[str, ...]:
+    """Python as Conda has it, but for ``python3``; no /tmp, no users, a working folder that only root may enter, and an
+    entry point that ends at once."""
+    root.mkdir()
+    _run(_find_python(MINOR), "-c", _STAGE, scripts, root)
+    (root / "opt").mkdir()
+    (root / "usr/local").rename(root / "opt/conda")
+    (root / "opt/conda/bin/python3").unlink()
+    for folder in ("tmp", "var/tmp"):
+        (root / folder).rmdir()
+    for file in ("passwd", "group"):
+        (root / "etc" / file).unlink()
+    (root / "root").chmod(0o700)
+    return "--workdir", "/root", "--entrypoint", "/bin/false"
+
+
+def _stage_bare(root: Path) -> tuple[()]:
     """A shell and a few commands, with the libraries that they need."""
     for folder in ("etc", "tmp", "proc", "sys", "dev", "usr/bin", "usr/lib"):
         (root / folder).mkdir(parents=True)
@@ -139,7 +167,7 @@ def _stage_bare(root: Path) -> Path:
         there = root / path.relative_to("/")
         there.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path.resolve(), there)
-    return root
+    return ()
 
 
 def _run(*words: object) -> None:

@@ -99,6 +99,16 @@ TROUBLES: dict[str, Trouble] = {
         "ErrImagePull",
         needs="registry",
     ),
+    "a pull secret that isnt there": Trouble(
+        {
+            "image": kt.Image(image_id="kt.local/unauthorized:1"),
+            "service_template": {"spec": {"template": {"spec": {"imagePullSecrets": [{"name": "kt-nosuch"}]}}}},
+        },
+        kt.ImagePullError,
+        ("401", "the pull secret kt-nosuch"),
+        "ErrImagePull",
+        needs="registry",
+    ),
     "a registry in trouble": Trouble(
         {"image": kt.Image(image_id="kt.local/unavailable:1"), "launch_timeout": 15},
         kt.ImagePullError,
@@ -495,7 +505,7 @@ def test_a_container_that_the_cluster_adds(injected: User, capfd: pytest.Capture
     injected.api.wait("nothing is left", lambda: not injected.ours(), 20)
 
 
-def test_against_pod_security(governed: User, node: Node) -> None:
+def test_against_pod_security(governed: User, node: Node, images: Images) -> None:
     label = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     node.admin().request("PATCH", f"/api/v1/namespaces/{governed.namespace}", label)
     cells = Cells()
@@ -503,7 +513,15 @@ def test_against_pod_security(governed: User, node: Node) -> None:
     with pytest.raises(kt.PodContainerError, match="pod security") as caught:
         kt.fn(cells["f"], name="refused").to(kt.Compute(run_as_root=True))
     assert "run_as_root" in str(caught.value)
-    # What a pod is without that is what the strictest level allows.
-    with kt.fn(cells["f"], name="refused").to(kt.Compute(), stream_logs=False) as f:
-        assert f() == 1
+    # What a pod is without that is what the strictest level allows, whatever its image is.
+    cells.run(
+        """
+        def where():
+            import getpass, os, sys, tempfile
+            with tempfile.NamedTemporaryFile():
+                return sys.executable, os.getuid(), getpass.getuser(), os.path.expanduser("~")
+        """
+    )
+    with kt.fn(cells["where"], name="odd").to(kt.Compute(image=images["odd"]), stream_logs=False) as where:
+        assert where() == ("/opt/conda/bin/python", 1000, "kubetorch", "/kubetorch/home")
     governed.api.wait("nothing is left", lambda: not governed.ours(), 20)

@@ -37,6 +37,26 @@ def test_an_image_on_its_way_is_named() -> None:
     assert (seen.phase, seen.detail, seen.weight) == (IMAGE, '"registry.example.com/r-slow/train:1"', 0)
 
 
+def test_a_pull_secret_that_is_not_there_is_named() -> None:
+    seen = recorded("image-unauthorized")
+    first = seen["events"][0]
+    lacking = {
+        **first,
+        "reason": "FailedToRetrieveImagePullSecret",
+        "message": "Unable to retrieve some image pull secrets (regcred); attempting to pull the image may fail.",
+    }
+    error = diagnosed("image-unauthorized", events=[*seen["events"], lacking]).error
+    assert isinstance(error, ImagePullError)
+    assert "401 Unauthorized" in str(error)
+    assert "names the pull secret regcred, which isn't there: create it in namespace team-a" in str(error)
+    # The kubelet tells it in an event only, which may come later.
+    [pod] = seen["pods"]
+    pod["spec"]["imagePullSecrets"] = [{"name": "regcred"}]
+    error = diagnosed("image-unauthorized", pods=[pod]).error
+    assert "the pull secret regcred stands for" in str(error)
+    assert "that the secret is there" in str(error)
+
+
 def test_nothing_is_there_yet() -> None:
     seen = diagnose(Facts("train"), None, [], [], now=0.0)
     assert (seen.phase, seen.weight) == (SCHEDULING, 0)

@@ -48,7 +48,7 @@ def container_trouble(facts: Facts, pod: Raw, status: Raw, events: Sequence[Raw]
     waiting: Raw = state.get("waiting") or {}
     reason = waiting.get("reason")
     if reason in PULLING:
-        return missing_image(facts, status, events)
+        return missing_image(facts, pod, status, events)
     if reason in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PostStartHookError"):
         return _not_made(facts, pod, status, str(reason), one_line(str(waiting.get("message") or "")))
     ended: Raw | None = state.get("terminated")

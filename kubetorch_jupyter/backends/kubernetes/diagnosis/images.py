@@ -41,21 +41,24 @@ _REFUSED = re.compile(
 )
 _PLATFORM = re.compile(r"no match(?:ing manifest)? for (?:platform|[a-z]+/)", re.IGNORECASE)
 _NAME = re.compile(r"invalid reference format|invalid image name|couldn't parse image|failed to parse", re.IGNORECASE)
+_SECRETS = re.compile(r"image pull secrets \(([^)]+)\)")
 #: What the runtime puts around the registry's own words.
 _WRAPPING = re.compile(r"^(?:.*?(?:rpc error: code = \w+ desc = |failed to resolve (?:reference|image) ))+")
 
 
-def missing_image(facts: Facts, status: Raw, events: Sequence[Raw]) -> Diagnosis:
+def missing_image(facts: Facts, pod: Raw, status: Raw, events: Sequence[Raw]) -> Diagnosis:
     """What is to be said of a container that waits with a reason of `PULLING`.
 
     Parameters
     ----------
     facts
         Of the deploy.
+    pod
+        Its pod.
     status
         The container's.
     events
-        Of its pod.
+        Of the pod.
     """
     waiting: Raw = (status.get("state") or {}).get("waiting") or {}
     reason, image = str(waiting.get("reason")), str(status.get("image") or "")
@@ -76,6 +79,17 @@ def missing_image(facts: Facts, status: Raw, events: Sequence[Raw]) -> Diagnosis
     if not _PASSING.search(bare):
         # Docker Hub and others say "denied" of what isn't there, so that nobody learns what is.
         if _REFUSED.search(bare):
+            if lacking := _lacking_secrets(events):
+                where = f" in namespace {facts.namespace}" if facts.namespace else ""
+                return forever(
+                    f"The pod names the pull secret {lacking}, which isn't there: create it{where} with 'kubectl "
+                    "create secret docker-registry', or name another in imagePullSecrets"
+                )
+            if named := _pull_secrets(pod):
+                return forever(
+                    f"The registry doesn't give it to whom the pull secret {named} stands for, or has no such image: "
+                    "check the name, and that the secret is there and is for this registry"
+                )
             return forever(
                 "The registry doesn't give it to this cluster, or has no such image: check the name; for a private one "
                 "give the pods a pull secret, by kt.Compute(service_template=...) with imagePullSecrets, or on their "
@@ -94,6 +108,17 @@ def missing_image(facts: Facts, status: Raw, events: Sequence[Raw]) -> Diagnosis
         phase=Phase.IMAGE,
         detail=_brief(words, image),
     )
+
+
+def _pull_secrets(pod: Raw) -> str:
+    return ", ".join(str(each.get("name")) for each in (pod.get("spec") or {}).get("imagePullSecrets") or ())
+
+
+def _lacking_secrets(events: Sequence[Raw]) -> str:
+    """The pull secrets of the pod that the kubelet hasn't found; empty where it has found all."""
+    last = latest(events, "FailedToRetrieveImagePullSecret")
+    found = _SECRETS.search(message_of(last)) if last is not None else None
+    return found[1] if found is not None else ""
 
 
 def pulling(events: Sequence[Raw]) -> Diagnosis | None:
