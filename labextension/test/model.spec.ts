@@ -196,6 +196,18 @@ describe('asking', () => {
     expect(kernel.questions).toHaveLength(2);
   });
 
+  it('is soon there again after a long cell', async () => {
+    attach();
+    kernel.idle = false;
+    await pass(600_000);
+    kernel.idle = true;
+    await kernel.answer();
+    await pass(1_999);
+    expect(kernel.questions).toHaveLength(1);
+    await pass(1);
+    expect(kernel.questions).toHaveLength(2);
+  });
+
   it('says when a kernel that has nothing to do does not answer', async () => {
     const lost = vi.fn();
     model.lost.connect(lost);
