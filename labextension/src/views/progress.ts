@@ -15,14 +15,15 @@ export class ProgressView extends Widget {
   constructor(private readonly model: PanelModel) {
     super();
     this.addClass('kt-Progress');
-    const list = element('ul', { class: 'kt-List', 'aria-label': 'Deploy progress' });
+    const list = element('ul', { class: 'kt-List', tabindex: '0', 'aria-label': 'Deploy progress' });
     this.node.append(element('h3', { class: 'kt-Heading', text: 'Progress' }), list, this._ended);
     this._rows = new Rows<IProgress, IRow>(list, line => line.id, make, update);
   }
 
   refresh(): void {
     const lines = this.model.progress;
-    this._rows.set(lines);
+    const isRunning = (line: IProgress) => Number(line.state === 'running');
+    this._rows.set([...lines].sort((one, other) => isRunning(other) - isRunning(one))); // where there are many
     show(this.node, lines.length > 0);
     // A running line changes all the time; read out is only what it ends with.
     const ended = lines.filter(line => line.state !== 'running').at(-1);
