@@ -41,13 +41,13 @@ def find_browser() -> str | None:
     return next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
 
-def write_notebook(path: Path, cells: Sequence[str]) -> None:
+def write_notebook(path: Path, cells: Sequence[str], kernel: str = "python3") -> None:
     rows: list[dict[str, object]] = [
         {"cell_type": "code", "id": f"cell-{i}", "source": c, "metadata": {}, "outputs": [], "execution_count": None}
         for i, c in enumerate(cells)
     ]
-    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    notebook = {"cells": rows, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    spec = {"name": kernel, "display_name": kernel, "language": "python"}
+    notebook = {"cells": rows, "metadata": {"kernelspec": spec}, "nbformat": 4, "nbformat_minor": 5}
     path.write_text(json.dumps(notebook))
 
 
@@ -123,6 +123,13 @@ class Server:
                     raise RuntimeError(f"the server did not start\n{self.text()[-4000:]}") from None
                 time.sleep(0.1)
 
+    def add_kernel(self, name: str, python: Path) -> None:
+        """Let notebooks have the kernel of another environment."""
+        folder = self.folder / "share" / "jupyter" / "kernels" / name
+        folder.mkdir(parents=True)
+        argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
+
     def use_theme(self, name: str) -> None:
         """The theme of the pages that are opened from now on: ``"JupyterLab Light"`` or ``"JupyterLab Dark"``."""
         path = self.folder / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
@@ -157,15 +164,19 @@ class Notebook:
         ``"lab"`` or ``"notebook"``.
     name
         A name that no notebook had before: the front end takes up the session of one that it knows.
+    kernel
+        The name of its kernel's specification.
     """
 
     #: The notebook's model and the commands, in either front end.
     _CURRENT = "jupyterapp.shell.currentWidget"
 
-    def __init__(self, page: Page, server: Server, front: str, name: str, cells: Sequence[str]) -> None:
+    def __init__(
+        self, page: Page, server: Server, front: str, name: str, cells: Sequence[str], kernel: str = "python3"
+    ) -> None:
         self.page = page
         self.server = server
-        write_notebook(server.notebooks / name, cells)
+        write_notebook(server.notebooks / name, cells, kernel)
         path = f"/lab/tree/{name}?reset&" if front == "lab" else f"/notebooks/{name}?"
         page.goto(f"{server.url}{path}token={server.token}")
         page.wait_for_selector(".jp-NotebookPanel .jp-CodeCell")

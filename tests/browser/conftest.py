@@ -35,7 +35,7 @@ class OpenNotebook(Protocol):
     #: Forget that, and what the server's log has said so far, of a time in which things were meant to go wrong.
     forget: Callable[[], None]
 
-    def __call__(self, front: str, cells: Sequence[str]) -> Notebook: ...
+    def __call__(self, front: str, cells: Sequence[str], kernel: str = "python3") -> Notebook: ...
 
 
 def _skip(reason: str) -> None:
@@ -89,11 +89,11 @@ def open_notebook(server: Server, browser: Browser, request: pytest.FixtureReque
         page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
         page.on("console", hear)
 
-    def make(front: str, cells: Sequence[str]) -> Notebook:
+    def make(front: str, cells: Sequence[str], kernel: str = "python3") -> Notebook:
         page = context.new_page()
         listen(page)
         name = re.sub(r"\W+", "-", request.node.name).strip("-")
-        notebook = Notebook(page, server, front, f"{name}-{len(opened)}.ipynb", cells)
+        notebook = Notebook(page, server, front, f"{name}-{len(opened)}.ipynb", cells, kernel)
         opened.append(notebook)
         complaints.clear()  # a front end that opens has its own; nothing of ours has run yet
         return notebook

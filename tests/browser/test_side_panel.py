@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import KERNELS, ROOT, kernel_python
 from tests.promises import promise
 
 from .conftest import OpenNotebook
@@ -33,6 +33,8 @@ def train(epochs):
     return epochs * 11
 """
 DEPLOY = f"{TRAIN}\nremote = kt.fn(train).to(kt.Compute(cpus='1'))"
+#: How many subshells a kernel has.
+SUBSHELLS = "print(len(get_ipython().kernel.shell_channel_thread.manager.list_subshell()))"
 NAMES = "print(sorted(service.name for service in kt.services()))"
 
 
@@ -178,6 +180,32 @@ def test_while_a_cell_blocks(open_notebook: OpenNotebook) -> None:
     end_services(notebook)
 
 
+def test_a_kernel_without_subshells(server: Server, open_notebook: OpenNotebook) -> None:
+    """It answers between cells: the panel says so, and does what was asked for behind a cell that fails."""
+    version = KERNELS[0]
+    server.add_kernel(version, kernel_python(version))
+    notebook = open_notebook("lab", (LOAD, DEPLOY, "remote(40)", "import time; time.sleep(5); 1 / 0"), version)
+    panel = open_panel(notebook)
+    notebook.run(0)
+    notebook.run(1)
+    panel.service("train").click()
+    panel.says("It has not been called yet").wait_for()
+    notebook.start(2)
+    panel.says("The kernel is busy").wait_for()
+    panel.says(re.compile(r"What is shown was seen \d+ s ago")).wait_for()
+    notebook.wait_run(2)
+    panel.log.get_by_text("epoch 39").wait_for()
+    panel.says("The kernel is busy").wait_for(state="detached")
+
+    notebook.start(3)
+    panel.says("The kernel is busy").wait_for()
+    panel.button("Restart…").click()
+    panel.answer('Restart "train"?', "Restart")
+    panel.says('"train" was restarted').wait_for()
+    assert notebook.outputs(3)[-1]["ename"] == "ZeroDivisionError"
+    end_services(notebook)
+
+
 def test_restart(open_notebook: OpenNotebook) -> None:
     """A restarted kernel has another subshell and no extension; its pods are gone."""
     notebook = open_notebook("lab", (LOAD, DEPLOY))
@@ -194,8 +222,8 @@ def test_restart(open_notebook: OpenNotebook) -> None:
 
 
 def test_two_notebooks(open_notebook: OpenNotebook) -> None:
-    """Each has its own kernel, and the panel is that of the one in front."""
-    notebook = open_notebook("lab", (LOAD, DEPLOY))
+    """Each has its own kernel, and the panel is that of the one in front; it leaves nothing in the others."""
+    notebook = open_notebook("lab", (LOAD, DEPLOY, SUBSHELLS))
     page = notebook.page
     panel = open_panel(notebook)
     notebook.run(0)
@@ -228,6 +256,9 @@ def test_two_notebooks(open_notebook: OpenNotebook) -> None:
     panel.says("has no kernel").wait_for()
     activate(notebook, first)
     panel.says("Nothing runs yet").wait_for()
+    deadline = time.monotonic() + 10  # those that were left are deleted soon
+    while notebook.run(2) or notebook.text(2).strip() != "1":
+        assert time.monotonic() < deadline, notebook.text(2)
 
 
 def test_the_server_stops_and_starts(server: Server, open_notebook: OpenNotebook) -> None:
@@ -283,7 +314,9 @@ def test_commands(open_notebook: OpenNotebook) -> None:
 
     panel.service("train").click()
     panel.log.get_by_text("epoch 1").wait_for()
-    choose("Copy Call's Code")
+    page.evaluate("jupyterapp.shell.collapseRight()")
+    panel.root.wait_for(state="hidden")
+    choose("Copy Call's Code")  # what comes of it shows
     panel.says("was copied").wait_for()
     code = page.evaluate("navigator.clipboard.readText()")
     assert 'train = kt.fn(name="train")' in code
@@ -327,7 +360,15 @@ def test_by_keyboard(open_notebook: OpenNotebook) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     panel.service(last_name).wait_for(state="detached")
-    end_services(notebook)
+    assert listed.evaluate("node => node === document.activeElement")
+    # With the last one goes what had the focus; it isn't at the page's top then.
+    page.keyboard.press("Home")
+    page.keyboard.press("Delete")
+    page.get_by_role("dialog").wait_for()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    panel.says("Nothing runs yet").wait_for()
+    assert panel.root.evaluate("node => node.contains(document.activeElement)")
 
 
 def test_nothing_serious_for_axe(open_notebook: OpenNotebook) -> None:
