@@ -33,6 +33,7 @@ def import_time(code: str, rounds: int = 5) -> float:
     return best
 
 
+@pytest.mark.timed
 def test_import_costs_no_more_than_asyncio_and_cloudpickle() -> None:
     base = import_time("import asyncio, cloudpickle")
     ours = import_time("import kubetorch_jupyter")

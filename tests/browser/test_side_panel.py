@@ -122,6 +122,7 @@ def activate(notebook: Notebook, which: dict[str, str]) -> None:
     notebook.page.evaluate("id => jupyterapp.shell.activateById(id)", which["id"])
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("front", FRONTS)
 def test_a_service_comes_and_goes(front: str, open_notebook: OpenNotebook) -> None:
     """A kernel without the extension, a button that loads it, a deploy from a cell, and its end from the panel."""
@@ -151,6 +152,7 @@ def test_a_service_comes_and_goes(front: str, open_notebook: OpenNotebook) -> No
     assert notebook.text(2).strip() == "[]"
 
 
+@pytest.mark.timed
 def test_while_a_cell_blocks(open_notebook: OpenNotebook) -> None:
     """The log goes on, another service is looked at, and the call that the cell waits for is stopped."""
     cells = (LOAD, DEPLOY, "remote(1000)", "print('the next', remote(1))")
