@@ -27,6 +27,8 @@ _MARK = "kubetorch-layer.json"
 _BELOW = "kubetorch_below.pth"
 #: Seconds after its last use when a layer that several services may share is removed.
 _UNUSED = 30 * 24 * 3600.0
+#: Seconds between two tries to be the one who builds a layer.
+_PAUSE = 0.01
 #: Changes when layers are built in another way.
 _FORMAT = 1
 
@@ -36,6 +38,10 @@ def base_sites() -> list[str]:
     if sys.prefix == sys.base_prefix:
         return []
     return [path for path in site.getsitepackages([sys.prefix]) if os.path.isdir(path)]
+
+
+def _nothing() -> None:
+    pass
 
 
 def _scheme() -> str:
@@ -143,6 +149,8 @@ class Layers:
     def building(self, layer: Layer, waiting: Callable[[], None]) -> Iterator[None]:
         """Hold a layer's lock, so that nobody else builds it; `waiting` is called when somebody else is at it.
 
+        It may be complete then, since that one has ended.
+
         Raises
         ------
         OSError
@@ -154,7 +162,7 @@ class Layers:
             yield  # a service's steps are run one after the other
             return
         self._prune(folder)
-        fd = self._lock(layer, fcntl.LOCK_EX, waiting)
+        fd = self._lock_to_build(layer, waiting)
         try:
             yield
         finally:
@@ -165,7 +173,7 @@ class Layers:
         if os.path.dirname(layer.path) != self._shared or layer.path in self._used:
             return layer.complete
         try:
-            fd = self._lock(layer, fcntl.LOCK_SH, lambda: None)
+            fd = self._lock(layer, fcntl.LOCK_SH, _nothing)
         except FileNotFoundError:
             return False
         if not layer.complete:
@@ -176,9 +184,29 @@ class Layers:
             os.utime(os.path.join(layer.path, _MARK))
         return True
 
+    def _lock_to_build(self, layer: Layer, waiting: Callable[[], None]) -> int:
+        """The lock for who builds a layer, or for who uses it if it is complete by then.
+
+        One that waits for the first only may wait for as long as another service lives, whose worker has got the second
+        in the moment between.
+        """
+        while True:
+            try:
+                return self._lock(layer, fcntl.LOCK_EX, None)
+            except BlockingIOError:
+                fd = self._lock(layer, fcntl.LOCK_SH, waiting)  # until nobody builds it
+            if layer.complete:
+                return fd
+            os.close(fd)
+            waiting = _nothing
+            time.sleep(_PAUSE)  # two who look may be in each other's way
+
     @staticmethod
-    def _lock(layer: Layer, how: int, waiting: Callable[[], None]) -> int:
-        """The descriptor of the locked file beside a layer; closing it gives the lock back."""
+    def _lock(layer: Layer, how: int, waiting: Callable[[], None] | None) -> int:
+        """The descriptor of the locked file beside a layer; closing it gives the lock back.
+
+        With nobody to tell of the ``waiting``, there is none: a lock that another has raises `BlockingIOError`.
+        """
         path = f"{layer.path}.lock"
         while True:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -186,6 +214,8 @@ class Layers:
                 try:
                     fcntl.flock(fd, how | fcntl.LOCK_NB)
                 except BlockingIOError:
+                    if waiting is None:
+                        raise
                     waiting()
                     fcntl.flock(fd, how)
                 # Whoever removes an old layer removes the file too, under the lock: then this one is nobody's.

@@ -159,7 +159,7 @@ class Containers:
         if not ISOLATED:
             return self.worker.pid
         path = f"/proc/{self.worker.pid}/task/{self.worker.pid}/children"
-        until(lambda: Path(path).read_text().split(), 5)
+        until(lambda: Path(path).read_text().split() or self.worker.poll() is not None, 5)
         return int(Path(path).read_text().split()[0])
 
     # -- ending

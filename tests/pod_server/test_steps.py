@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
@@ -217,6 +218,30 @@ def test_a_shared_layer_is_built_by_one_and_kept_while_it_is_used(tmp_path: Path
     with two.building(other, pytest.fail):
         assert not os.path.exists(layer.path)
     assert not two.use(layer)
+
+
+def test_who_waits_for_a_layer_goes_on_when_another_service_uses_it_first(tmp_path: Path) -> None:
+    layers = Layers(str(tmp_path / "a"), str(tmp_path / "shared"))
+    layer = layers.layer("x", True)
+    os.makedirs(layer.path)
+    waits, has = threading.Event(), threading.Event()
+
+    def build() -> None:
+        with layers.building(layer, waits.set):
+            assert layer.complete
+            has.set()
+
+    with open(f"{layer.path}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        thread = threading.Thread(target=build)
+        thread.start()
+        assert waits.wait(5)
+        layer.make([])
+        layer.finish("x")
+        fcntl.flock(lock, fcntl.LOCK_SH)  # there is no moment between: who waits to build doesn't get his lock
+        got = has.wait(5)
+    thread.join()
+    assert got
 
 
 # -- plans, in a process of their own ----------------------------------------------------------------------------------
