@@ -87,6 +87,9 @@ def test_of_another_uid_nothing_is_deleted(server: ApiServer, cluster: Cluster) 
     assert run(cluster.delete(Kind.POD, "team", "a", uid="u")) is False
     server.next.append(status(409, "Conflict", "Precondition failed: UID in precondition: a, UID in object meta: b"))
     assert run(cluster.delete(Kind.POD, "team", "a", uid="u")) is False
+    changed = "Precondition failed: ResourceVersion in precondition: 1, ResourceVersion in object meta: 2"
+    server.next.append(status(409, "Conflict", changed))
+    assert run(cluster.delete(Kind.POD, "team", "a", version="1")) is False
 
 
 def test_another_conflict_says_nothing_of_whether_it_is_there(server: ApiServer, cluster: Cluster) -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from kubetorch_jupyter.backends.kubernetes import removal, rollout
-from kubetorch_jupyter.backends.kubernetes.manifests import headless_service, secret
+from kubetorch_jupyter.backends.kubernetes.manifests import headless_service, owner_reference, secret
 from kubetorch_jupyter.backends.kubernetes.rollout import Rollout
 from kubetorch_jupyter.backends.kubernetes.space import Space
 from kubetorch_jupyter.errors import ConnectionFailedError, DeployError, KubernetesCredentialsError
@@ -224,6 +224,19 @@ class Deploys:
 def deploys(server: ApiServer, tmp_path: Path) -> Iterator[Deploys]:
     with opened(tmp_path / "config") as cluster:
         yield Deploys(server, cluster)
+
+
+def test_a_teardown_leaves_what_another_deploy_has_made(deploys: Deploys) -> None:
+    """Without its Secret the pod of that deploy would wait for it until ``launch_timeout``."""
+    server, mine, gone = deploys.server, owner_reference(deploys.job), {"uid": "of a Job that is deleted"}
+    for name, owners in (("mine", [mine]), ("left", [gone]), ("both", [gone, mine]), ("nobody's", [])):
+        server.put("secrets", {"metadata": {"name": name, "ownerReferences": owners}})
+    server.remove("secrets", deploys.plan.job_name)
+    server.requests.clear()
+    get_portal().run(deploys.space.delete_rest("train"), 10)
+    assert {name for plural, _, name in server.objects if plural == "secrets"} == {"mine", "both"}
+    deleted = [r.body["preconditions"] for r in server.requests if r.method == "DELETE"]
+    assert all(set(each) == {"uid", "resourceVersion"} for each in deleted)
 
 
 def test_a_deploy_that_changes_nothing_leaves_the_secret_alone(

@@ -32,8 +32,8 @@ _PATCHES = {
 }
 #: An object without what it holds; a server that doesn't know that gives the whole.
 _METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1, application/json"
-#: Of an object that was deleted, and made again by the same name.
-_ANOTHER = re.compile(r"UID in (?:the )?precondition")
+#: Of an object that was deleted and made again by the same name, or that was changed.
+_ANOTHER = re.compile(r"(?:UID|ResourceVersion) in (?:the )?precondition")
 _Objects = list[dict[str, Any]]
 
 
@@ -207,8 +207,9 @@ class Cluster:
         propagation: str = "Background",
         uid: str | None = None,
         grace: int | None = None,
+        version: str | None = None,
     ) -> bool:
-        """Have an object deleted; False when there was none (or only another of that name).
+        """Have an object deleted; False when there was none (or only another of that name, or it has changed).
 
         Parameters
         ----------
@@ -220,10 +221,12 @@ class Cluster:
             Only if it is still this one.
         grace
             Seconds that its containers get, if not what they say themselves.
+        version
+            Only if it is unchanged since this ``resourceVersion``.
         """
         body: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": propagation}
-        if uid is not None:
-            body["preconditions"] = {"uid": uid}
+        if conditions := {k: v for k, v in (("uid", uid), ("resourceVersion", version)) if v is not None}:
+            body["preconditions"] = conditions
         if grace is not None:
             body["gracePeriodSeconds"] = grace
         try:

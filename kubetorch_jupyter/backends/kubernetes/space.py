@@ -197,12 +197,25 @@ class Space:
         await asyncio.gather(*(delete(Kind.POD, self.namespace, name, uid=uid, grace=grace) for name, uid in named))
 
     async def delete_rest(self, service: str) -> None:
-        """Remove what a service without Jobs has left; the garbage collector does it too, when it gets there."""
-        for kind in (Kind.SECRET, Kind.SERVICE):
-            items, _ = await self.cluster.list(kind, self.namespace, names.service_selector(service))
-            for each in items:
-                meta = each["metadata"]
-                await self.cluster.delete(kind, self.namespace, str(meta["name"]), uid=str(meta["uid"]))
+        """Remove what a service's Jobs have left; the garbage collector does it too, when it gets there.
+
+        What a Job that is there owns stays: somebody may be deploying the service again meanwhile.
+        """
+        selector = names.service_selector(service)
+        left = [
+            (kind, each["metadata"])
+            for kind in (Kind.SECRET, Kind.SERVICE)
+            for each in (await self.cluster.list(kind, self.namespace, selector))[0]
+        ]
+        # Listed after what they own, and made before it: none is missed.
+        jobs, _ = await self.cluster.list(Kind.JOB, self.namespace, selector)
+        live = {str(job["metadata"]["uid"]) for job in jobs if not job["metadata"].get("deletionTimestamp")}
+        for kind, meta in left:
+            if live.isdisjoint(str(owner["uid"]) for owner in meta.get("ownerReferences") or ()):
+                name, uid = str(meta["name"]), str(meta["uid"])
+                # As it was seen: a Job may have joined those that own it since.
+                version = str(meta["resourceVersion"])
+                await self.cluster.delete(kind, self.namespace, name, uid=uid, version=version)
 
     async def token(self, job: Raw) -> str | None:
         """The token of a revision; None when its Secret is gone."""
