@@ -26,7 +26,9 @@ from kubetorch_jupyter.transport.endpoint import Endpoint
 __all__ = ["ANSWERS", "ECHOES", "Bare", "Way", "bulk", "in_flight", "latency"]
 
 _LABEL = "kubetorch.dev/benchmark"
+#: Seconds between two looks whether the pod answers, and until it is given up: its script has failed.
 _PROBE = 0.04
+_TOO_LONG = 60.0
 
 #: Puts the bundle on the path, as ``boot.py`` does it for the front.
 _UNPACK = """
@@ -34,14 +36,13 @@ import sys
 sys.path.insert(0, "/kubetorch/bundle")
 import boot
 boot._set_path(boot._unpack("/kubetorch/bundle/bundle.tar.xz", "/kubetorch/lib"), "front")
-boot._without_command_line()
 """
 #: Imports what the front imports, opens a port, and answers.
 ANSWERS = (
     _UNPACK
     + """
-from pod_server.front import main
-main.preload()
+from pod_server.front import preload
+preload()
 import asyncio
 
 async def answer(reader, writer):
@@ -142,8 +143,10 @@ class Bare:
         await self.cluster.create(Kind.JOB, self.namespace, manifest)
         self.pod = await seen
         endpoint = await self.endpoint()
-        while not await access.probe(endpoint):  # noqa: ASYNC110 - as a deploy does
-            await asyncio.sleep(_PROBE)
+        while (why := await access.probe(endpoint)) is not None:
+            if time.perf_counter() - start > _TOO_LONG:
+                raise RuntimeError(f"the bare pod {self.name} doesn't answer: {why}")
+            await asyncio.sleep(_PROBE)  # as a deploy does
         return time.perf_counter() - start
 
     async def _addressed(self, watch: Any) -> dict[str, Any]:
