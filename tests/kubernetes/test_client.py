@@ -92,6 +92,25 @@ def test_of_another_uid_nothing_is_deleted(server: ApiServer, cluster: Cluster) 
     assert run(cluster.delete(Kind.POD, "team", "a", version="1")) is False
 
 
+def test_a_token_that_another_request_has_got_may_be_an_old_one(
+    server: ApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read in the moment before its file was replaced."""
+    asked: list[bool] = []
+
+    async def headers(self: Any, *, renew: bool = False) -> dict[str, str]:
+        asked.append(renew)
+        return {"Authorization": f"Bearer {'old' if len(asked) < 3 else 'new'}"}
+
+    monkeypatch.setattr(credentials.Credentials, "headers", headers)
+    server.token = "new"
+    assert run(cluster.get(Kind.POD, "team", "a")) is None
+    assert asked == [False, True, True]
+    server.token = "newer"
+    with pytest.raises(KubernetesCredentialsError):
+        run(cluster.get(Kind.POD, "team", "a"))
+
+
 def test_another_conflict_says_nothing_of_whether_it_is_there(server: ApiServer, cluster: Cluster) -> None:
     server.next.append(status(409, "Conflict", "the object has been modified; please apply your changes to the latest"))
     with pytest.raises(DeployError) as caught:

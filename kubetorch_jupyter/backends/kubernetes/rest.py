@@ -34,6 +34,9 @@ _BUSY_TRIES = 4
 #: For so many seconds after a server was away its refusals don't count, and the pause before it is asked again: one
 #: that has just started refuses everybody until it knows its accounts and roles.
 _WAKING, _WAKING_PAUSE = 10.0, 0.3
+#: How often what says who we are is renewed for a request that is refused: another request may have got it just before
+#: it was replaced.
+_RENEWALS = 2
 _JSON = "application/json, */*"
 
 
@@ -159,8 +162,8 @@ class Rest:
         stream: bool = False,
     ) -> Any:
         """A response whose status is good; it is the caller's to close."""
-        renew = renewed = False
-        busy = 0
+        renew = False
+        busy = refused = 0
         while True:
             try:
                 return await self._try(method, path, doing, namespace, query, body, media, accept, stream, renew)
@@ -170,12 +173,12 @@ class Rest:
                     raise e.error from None
                 await asyncio.sleep(e.after * random.uniform(1.0, 1.5))
             except KubernetesCredentialsError as e:
-                renew = e.reason == "Unauthorized" and not renewed
+                refused += 1
+                renew = e.reason == "Unauthorized" and refused <= _RENEWALS
                 if not renew and not self.waking:
                     raise
-                if not renew:
+                if not renew or refused > 1:
                     await asyncio.sleep(_WAKING_PAUSE)
-                renewed = True
 
     async def _try(
         self,
