@@ -33,15 +33,21 @@ def need_kubernetes() -> None:
     ConfigError
         When it can't: in a pod of a service whose image doesn't have this package, or has another version of it.
     """
-    if find_spec("kubernetes") is not None and (find_spec(_WANTED) is not None or _join()):
+    client = find_spec("kubernetes") is not None
+    if client and find_spec(_WANTED) is not None:
+        return
+    differences = {folder: _difference(folder) for folder in _installed()}
+    same = next((folder for folder, difference in differences.items() if difference is None), None)
+    if client and same is not None:
+        _join(same)
         return
     what = "what asks the cluster (deploys, kt.services, kt.Volume) needs kubetorch-jupyter in this pod's image"
-    other = next((folder for folder in _installed() if _difference(folder) is not None), None)
-    if other is not None:
-        raise ConfigError(
-            f"{what}, of the version that has deployed this service: {other} differs from that in "
-            f"{_difference(other)}. Install the same version in both"
-        )
+    for folder, difference in differences.items():
+        if difference is not None:
+            raise ConfigError(
+                f"{what}, of the version that has deployed this service: {folder} differs from that in "
+                f"{difference}. Install the same version in both"
+            )
     raise ConfigError(f"{what}: what travels to every pod is enough for calls only")
 
 
@@ -66,11 +72,7 @@ def _difference(folder: Path) -> str | None:
     return None
 
 
-def _join() -> bool:
-    """Let what is missing here be found in the image's package."""
-    same = next((folder for folder in _installed() if _difference(folder) is None), None)
-    if same is None:
-        return False
-    import_module(_PACKAGE).__path__.append(str(same))
-    import_module(_BACKENDS).__path__.append(str(same / "backends"))
-    return True
+def _join(whole: Path) -> None:
+    """Let what is missing here be found in a whole package of the same code."""
+    import_module(_PACKAGE).__path__.append(str(whole))
+    import_module(_BACKENDS).__path__.append(str(whole / "backends"))

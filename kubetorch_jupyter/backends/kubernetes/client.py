@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import DeployError
 from ...transport.portal import Portal, get_portal
 from .kinds import Kind
-from .rest import Rest, lines, network_errors, why
+from .rest import JSON, Rest, lines, network_errors, why
 
 __all__ = ["Cluster", "Kind", "WatchExpired"]
 
@@ -129,25 +129,21 @@ class Cluster:
 
     async def get(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
         """An object, or None."""
-        try:
-            return await self._rest.ask_json(
-                "GET", kind.path(namespace, name), f"get the {kind.label} {name}", namespace
-            )
-        except DeployError as e:
-            if e.reason == "NotFound":
-                return None
-            raise
+        return await self._get(kind, namespace, name)
 
     async def metadata(self, kind: Kind, namespace: str, name: str) -> dict[str, Any] | None:
         """An object's metadata, or None: of what may be large, and isn't needed."""
+        found = await self._get(kind, namespace, name, accept=_METADATA)
+        return None if found is None else found.get("metadata") or {}
+
+    async def _get(self, kind: Kind, namespace: str, name: str, accept: str = JSON) -> dict[str, Any] | None:
         path, doing = kind.path(namespace, name), f"get the {kind.label} {name}"
         try:
-            found = await self._rest.ask_json("GET", path, doing, namespace, accept=_METADATA)
+            return await self._rest.ask_json("GET", path, doing, namespace, accept=accept)
         except DeployError as e:
             if e.reason == "NotFound":
                 return None
             raise
-        return found.get("metadata") or {}
 
     async def list(self, kind: Kind, namespace: str, selector: str = "", field: str = "") -> tuple[_Objects, str]:
         """Objects that match, and the version that a `watch` can go on from."""

@@ -22,7 +22,7 @@ from . import kubeconfig
 from .credentials import Credentials
 from .failures import refused
 
-__all__ = ["Rest", "lines", "network_errors", "why"]
+__all__ = ["JSON", "Rest", "lines", "network_errors", "why"]
 
 #: For one connection, and for one request, in seconds.
 _CONNECT_TIMEOUT = 5.0
@@ -37,7 +37,8 @@ _WAKING, _WAKING_PAUSE = 10.0, 0.3
 #: How often what says who we are is renewed for a request that is refused: another request may have got it just before
 #: it was replaced.
 _RENEWALS = 2
-_JSON = "application/json, */*"
+#: What is taken for an answer.
+JSON = "application/json, */*"
 
 
 class _Busy(Exception):
@@ -95,7 +96,7 @@ class Rest:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         media: str = "application/json",
-        accept: str = _JSON,
+        accept: str = JSON,
     ) -> dict[str, Any]:
         """As `ask`, for an answer in JSON.
 
@@ -126,7 +127,7 @@ class Rest:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         media: str = "application/json",
-        accept: str = _JSON,
+        accept: str = JSON,
     ) -> bytes:
         """One answer as a whole; what may be asked twice is, when the connection breaks."""
         for again in (method != "POST", False):
@@ -158,7 +159,7 @@ class Rest:
         query: Mapping[str, str] | None = None,
         body: Any = None,
         media: str = "application/json",
-        accept: str = _JSON,
+        accept: str = JSON,
         stream: bool = False,
     ) -> Any:
         """A response whose status is good; it is the caller's to close."""

@@ -9,7 +9,7 @@ from ....errors import PodContainerError, ResourceNotAvailableError
 from ....progress import Phase
 from .finding import Diagnosis, Facts, curable, fatal
 from .objects import Raw, event_time, latest, message_of, one_line, quantity, short
-from .resources import out_of_range, over_default_limit, unsaid
+from .resources import never, out_of_range, over_default_limit, unsaid
 
 __all__ = ["refused_pods"]
 
@@ -89,10 +89,6 @@ def refused_pods(facts: Facts, job: Raw | None, events: Sequence[Raw]) -> Diagno
     return fatal(facts, "create", "FailedCreate", PodContainerError, what, todo, phase=Phase.SCHEDULING)
 
 
-def _never(facts: Facts, kind: str, reason: str, what: str, todo: str) -> Diagnosis:
-    return fatal(facts, kind, reason, ResourceNotAvailableError, what, todo, phase=Phase.SCHEDULING)
-
-
 def _over_quota(facts: Facts, quota: str, requested: str, used: str, limited: str) -> Diagnosis:
     words = f'quota "{quota}" of its namespace: requested {requested}; used {used}; limited to {limited}'
     if facts.quota_held:
@@ -105,7 +101,7 @@ def _over_quota(facts: Facts, quota: str, requested: str, used: str, limited: st
     else:
         todo = "Ask for less or for fewer replicas, or end something that runs there: %kt services shows what does"
     what = f"is over the {words}"
-    return _never(facts, "quota", "ExceededQuota", what, todo)
+    return never(facts, "quota", "ExceededQuota", what, todo)
 
 
 def _amounts(text: str) -> dict[str, float]:

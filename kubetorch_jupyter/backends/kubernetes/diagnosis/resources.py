@@ -13,7 +13,7 @@ from ..names import FRONT, WORKER
 from .finding import Diagnosis, Facts, fatal
 from .objects import Raw, quantity, short
 
-__all__ = ["out_of_range", "over_default_limit", "unsaid"]
+__all__ = ["never", "out_of_range", "over_default_limit", "unsaid"]
 
 _REQUESTS, _LIMITS = "requests", "limits"
 #: Container → ``(requests or limits, resource)`` → how much.
@@ -81,7 +81,7 @@ def unsaid(facts: Facts, job: Raw | None, quota: str, demanded: str) -> Diagnosi
                 wanted.setdefault(container, {})[key] = _usual(job, container, key)
     what = f'is refused by the quota "{quota}" of its namespace: pods must say {demanded}'
     todo = f"Add to the kt.Compute, with amounts of your own: {_written(wanted)}"
-    return _never(facts, "quota", "FailedQuota", what, todo)
+    return never(facts, "quota", "FailedQuota", what, todo)
 
 
 def _usual(job: Raw | None, container: str, key: tuple[str, str]) -> str:
@@ -118,7 +118,7 @@ def over_default_limit(facts: Facts, job: Raw | None, words: str) -> Diagnosis |
         enough = str(math.ceil(quantity(asked))) if resource == "cpu" else asked
     own = _written({container: {key: enough}})
     todo = f"{_SEE}; {less}if it allows so much, add to the kt.Compute a limit of its own: {own}"
-    return _never(facts, "limits", "LimitRange", what, todo)
+    return never(facts, "limits", "LimitRange", what, todo)
 
 
 def out_of_range(facts: Facts, job: Raw | None, words: str) -> Diagnosis | None:
@@ -153,13 +153,14 @@ def out_of_range(facts: Facts, job: Raw | None, words: str) -> Diagnosis | None:
         todo.append(f"add to the kt.Compute, with amounts of your own{together}: {_written(wanted)}")
     brief = short(words[words.index("forbidden: ") + 11 :] if "forbidden: " in words else words)
     what = f"asks for what a LimitRange of its namespace doesn't allow: {brief}"
-    return _never(facts, "limits", "LimitRange", what, "; ".join(dict.fromkeys(todo)))
+    return never(facts, "limits", "LimitRange", what, "; ".join(dict.fromkeys(todo)))
 
 
 _MOST = {"maximum": "at most", "minimum": "at least"}
 
 
-def _never(facts: Facts, kind: str, reason: str, what: str, todo: str) -> Diagnosis:
+def never(facts: Facts, kind: str, reason: str, what: str, todo: str) -> Diagnosis:
+    """A diagnosis, as `fatal`, that the namespace doesn't give what the pods ask for."""
     return fatal(facts, kind, reason, ResourceNotAvailableError, what, todo, phase=Phase.SCHEDULING)
 
 
