@@ -138,6 +138,7 @@ class ScriptedPod:
         self.ended = 0
         self.refuse = False
         self.deaf = False
+        self.unheard = 0
         self.cut_download_at: int | None = None
         self.requests: list[bytes] = []
         self.heard: set[tuple[str, int]] = set()
@@ -217,6 +218,11 @@ class ScriptedPod:
 
         self.do(cut)
 
+    def goodbye(self, client: str) -> None:
+        """End, as a pod does that is deleted."""
+        meta = {"reason": "it ends", "error": "PodTerminatedError", "high_water": self.high_water.get(client, 0)}
+        self.do(lambda: self.send(client, wire.encode(FrameType.GOODBYE, 0, meta)))
+
     # -- protocol ----------------------------------------------------------------------------------------------------
 
     def send(self, client: str, frame: bytes) -> None:
@@ -273,6 +279,7 @@ class ScriptedPod:
         try:
             while (message := await receive())["type"] == "websocket.receive":
                 if self.deaf:
+                    self.unheard += 1
                     continue
                 for frame in decoder.feed(message["bytes"]):
                     if frame.type is FrameType.HELLO:

@@ -7,7 +7,9 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -190,6 +192,48 @@ def test_what_user_code_started_ends_with_it(runtime: Path, tmp_path: Path, end:
     else:
         os.kill(record.front[0] if end == "front" else record.zygote[0], signal.SIGKILL)
     wait_gone(children, tmp_path / "nothing", 5)
+    handle.teardown()
+
+
+def test_calls_beside_a_pods_end_are_run_once_or_fail(runtime: Path, tmp_path: Path) -> None:
+    """A pod that is told to end, as by a drain of its node, again and again while it is called."""
+
+    def mark(path: str) -> int:
+        with open(path, "a") as f:
+            return f.write("x")
+
+    handle = kt.fn(mark, name="t-one").to(kt.Compute(), stream_logs=False)
+    ended: list[BaseException] = []
+    done = threading.Event()
+
+    def call(worker: int) -> None:
+        number = 0
+        while not done.is_set():
+            path = tmp_path / f"{worker}-{number}"
+            number += 1
+            try:
+                assert handle(str(path), stream_logs=False) == 1
+                assert path.read_text() == "x"
+            except kt.PodLostError as e:
+                ended.append(e)
+                assert not path.exists() or path.read_text() == "x"
+
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(call, worker) for worker in range(4)]
+        try:
+            for _ in range(8):
+                time.sleep(0.5)
+                front = record_of("t-one").front
+                assert front is not None
+                os.kill(front[0], signal.SIGTERM)
+                wait_gone([front], runtime / "nothing", 5)
+        finally:
+            done.set()
+        for future in futures:
+            future.result(60)
+    # Of those that it had read it can't be said whether they have begun; the others were begun on the next one.
+    assert {str(e).partition('"t-one" ')[2] for e in ended} <= {"was ended while the call ran"}
+    assert handle(str(tmp_path / "last"), stream_logs=False) == 1
     handle.teardown()
 
 

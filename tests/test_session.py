@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 
-from kubetorch_jupyter.calls import invoke, invoke_async
+from kubetorch_jupyter.calls import invoke, invoke_async, spawn
+from kubetorch_jupyter.calls.run import Run, encode_arguments
 from kubetorch_jupyter.config import config
 from kubetorch_jupyter.errors import (
     AuthenticationError,
     CallCancelledError,
     ConnectionFailedError,
     PodLostError,
+    PodTerminatedError,
     VersionMismatchError,
     WorkerDiedError,
 )
@@ -349,6 +351,56 @@ def test_goodbye_ends_open_calls_with_its_reason(pod: ScriptedPod) -> None:
     pod.handlers[""] = goodbye
     with pytest.raises(PodLostError, match="torn down"):
         invoke(ScriptedTarget(pod), None, (), {}, PLAIN)
+
+
+@pytest.mark.parametrize("size", [10, 2 << 20], ids=["in the frame", "beside it"])
+def test_what_the_pod_has_not_read_when_it_ends_is_begun_on_another(pod: ScriptedPod, size: int) -> None:
+    async def forever(call: ScriptedCall) -> None:
+        if call.args[0] == b"begun":
+            await asyncio.Event().wait()
+        call.result(len(call.args[0]))
+
+    pod.handlers[""] = forever
+    target = ScriptedTarget(pod)
+    begun = spawn(target, None, (b"begun",), {}, PLAIN)
+    _until(lambda: _sent(pod, FrameType.CALL))
+    pod.deaf = True
+    unread = spawn(target, None, (bytes(size),), {}, PLAIN)
+    before = unread.id
+    session = _open(pod)
+    assert session.open_calls == 2
+    _until(lambda: pod.unheard)
+    pod.deaf = False
+    pod.goodbye(session.client)
+    with pytest.raises(PodTerminatedError, match="it ends"):
+        begun.result(10)
+    assert unread.result(10) == size
+    assert unread.id != before
+    assert [len(call.args[0]) for call in pod.calls.values()] == [5, size]
+
+
+def test_what_the_pod_has_not_read_is_not_begun_elsewhere_once_its_arguments_have_gone(pod: ScriptedPod) -> None:
+    pod.handlers[""] = _echo
+    target = ScriptedTarget(pod)
+    call = Run(target, None, encode_arguments(target, (1,), {}, PLAIN, snapshot=True), PLAIN)
+    call.frame()
+    call.bulk, call.buffers = True, [b"x"]
+    assert call.payload() == [b"x"]
+    call.sent = True
+    call.settled()
+    call.take_back()
+    assert call.sent
+
+
+def test_a_pod_that_says_it_ends_gets_no_more_calls(pod: ScriptedPod) -> None:
+    pod.handlers[""] = _echo
+    target = ScriptedTarget(pod)
+    assert invoke(target, None, (1,), {}, PLAIN) == 1
+    session = _open(pod)
+    pod.do(lambda: pod.send(session.client, wire.encode(FrameType.EVENT, 0, {"event": "stopping"})))
+    _until(lambda: not session.usable)
+    assert invoke(target, None, (2,), {}, PLAIN) == 2
+    assert len({hello["client"] for hello in pod.hellos}) == 2
 
 
 def test_a_goodbye_with_an_error_type_is_that_error(pod: ScriptedPod) -> None:

@@ -36,17 +36,23 @@ class _HeldRun(Run):
 
     __slots__ = ("begun",)
 
-    begun: Callable[[], None]
+    #: Set while it has its number, and when it will never have one.
+    begun: threading.Event
     acknowledges = False
 
     def _begin_on(self, session: Session) -> None:
         super()._begin_on(session)
-        self.begun()
+        if self.channel:  # else the session had just ended
+            self.begun.set()
+
+    def _again(self) -> None:
+        self.begun.clear()
+        super()._again()
 
     def on_error(self, error: Exception) -> None:
         super().on_error(error)
         if self.outcome is not None:  # and it isn't begun on another pod
-            self.begun()
+            self.begun.set()
 
 
 class _AttachedRun(_HeldRun):
@@ -115,7 +121,8 @@ class Call(Generic[T]):
         run = self._make()
         # The run holds the call until it ends, which is right: its output is to be shown although nobody waits.
         run.notify = self._on_end
-        run.begun = self._begun.set
+        run.begun = self._begun
+        self._begun.clear()
         run.start()
         if not self._retries:
             self._make = _nothing  # it holds the arguments
@@ -147,12 +154,10 @@ class Call(Generic[T]):
         """
         if self._given_id is not None:
             return self._given_id
-        self._begun.wait()
-        id = self._run.id
-        if id is None:
-            outcome = self._run.outcome
-            assert isinstance(outcome, Exception)
-            raise outcome
+        while (id := self._run.id) is None:
+            if isinstance(outcome := self._run.outcome, Exception):
+                raise outcome
+            self._begun.wait()  # it may be on its way to another pod, where it has another
         return id
 
     @property

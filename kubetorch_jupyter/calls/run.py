@@ -258,6 +258,13 @@ class Run(Exchange):
         self.sent = True
         self._spare = []
 
+    def take_back(self) -> None:
+        """It can be started elsewhere after all, unless its arguments have left this process."""
+        payload = self.payload() if self.sent else None
+        if payload is not None:
+            self.sent = False
+            self._spare = list(payload)
+
     def on_result(self, flags: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]) -> None:
         """The pod has answered."""
         self._settle((flags, meta, buffers))

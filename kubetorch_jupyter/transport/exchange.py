@@ -149,6 +149,9 @@ class Exchange(ABC):
         """It is on its way: from now on the pod may know of it."""
         self.sent = True
 
+    def take_back(self) -> None:  # noqa: B027 - most exchanges are about what one pod has, and of no use on another
+        """The pod hasn't read it, and never will; `on_error` follows."""
+
     def on_item(  # noqa: B027 - most exchanges are no generator's and have none to take
         self, index: int, meta: Mapping[str, Any], buffers: Sequence[wire.Buffer]
     ) -> None:
@@ -188,6 +191,13 @@ class Exchange(ABC):
             else:
                 self.buffers = ()
         return self._frame
+
+    def payload(self) -> Sequence[wire.Buffer] | None:
+        """What it would be begun with anew; None when the pod has been given it beside the session."""
+        if self.bulk:
+            return None if self._uploaded else self.buffers
+        [frame] = wire.Decoder().feed(self.frame())
+        return frame.buffers
 
     def resume_frame(self) -> bytes:
         """The frame that asks for the rest of it."""

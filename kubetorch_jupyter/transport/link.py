@@ -74,6 +74,10 @@ class LinkOwner(Protocol):
         """The connection has broken; another is being made."""
         ...
 
+    def on_goodbye(self, meta: dict[str, Any]) -> None:
+        """The pod ends the session, and says what it has seen of it; `on_lost` follows."""
+        ...
+
     def on_lost(self, error: KubetorchError) -> None:
         """There will be no other connection."""
         ...
@@ -378,14 +382,18 @@ class Link:
 
     def _on_goodbye(self, meta: dict[str, Any]) -> None:
         reason = str(meta.get("reason") or "the pod closed the session")
-        service = self._endpoint.service
-        if meta.get("error"):
-            self._end(from_wire({**meta, "type": meta["error"], "message": reason}, service=service))
-        elif self._welcomed is not None:
+        service, error = self._endpoint.service, meta.get("error")
+        if self._welcomed is None:
+            self._owner.on_goodbye(meta)
+        if error and error != "PodTerminatedError":
+            self._end(from_wire({"type": error, "message": reason}, service=service))
+        elif self._welcomed is not None and not error:
             self._end(self._unreachable(f"refused the session: {reason}"))
         else:
+            # Who ended the pod knows why, and the pod doesn't.
             known = self._endpoint.gone(True) if self._endpoint.gone is not None else None
-            self._end(known or PodLostError(service=service, reason=reason))
+            told = from_wire({"type": error, "message": reason}, service=service) if error else None
+            self._end(known or told or PodLostError(service=service, reason=reason))
 
     def _end(self, error: KubetorchError) -> None:
         """The pod, or what we have heard of it, leaves no hope."""

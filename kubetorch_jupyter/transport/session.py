@@ -93,6 +93,8 @@ class Session:
         #: Why there is no session any more.
         self._end: KubetorchError | None = None
         self._closed = False
+        #: The pod has said that it ends, and takes nothing more.
+        self._ending = False
         #: The container with the workers has ended, and none has come up since.
         self._stranded = False
 
@@ -101,7 +103,7 @@ class Session:
     @property
     def usable(self) -> bool:
         """Whether calls may be started on it: open or reconnecting, and of this process. Any thread."""
-        return not self._closed and self._portal is get_portal()
+        return not self._closed and not self._ending and self._portal is get_portal()
 
     @property
     def draining(self) -> bool:
@@ -241,6 +243,14 @@ class Session:
                     )
                 )
 
+    def on_goodbye(self, meta: dict[str, Any]) -> None:
+        """Take back what the pod hasn't read: it can be begun on another one."""
+        seen = meta.get("high_water")
+        if isinstance(seen, int):
+            for channel, exchange in self._exchanges.items():
+                if channel > seen:
+                    exchange.take_back()
+
     def on_lost(self, error: KubetorchError) -> None:
         """End what is open: there will be no other connection."""
         self._lose(error)
@@ -269,6 +279,8 @@ class Session:
             what = meta.get("event")
             if what == "draining":
                 self.welcome["draining"] = True
+            elif what == "stopping":
+                self._ending = True
             elif what == "worker-died":
                 self._stranded = meta.get("container") is True
             elif what in ("worker-ready", "loaded"):

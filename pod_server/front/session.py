@@ -103,6 +103,7 @@ class Session:
         #: `_write` is going to be called.
         self._due = False
         self._closing: int | None = None
+        self._taking = True
         self._goodbye = b""
         #: Done when we want to close the connection, and when everything has been written that is to go out before.
         self._ending: asyncio.Future[None] = self._loop.create_future()
@@ -150,9 +151,17 @@ class Session:
     def close(self, reason: str, error: str | None = None, code: int = 1000) -> None:
         """Say GOODBYE and why, after what is to be written already, then close."""
         if self._closing is None:
-            meta = {"reason": reason[:1000]} if error is None else {"reason": reason[:1000], "error": error}
+            meta: dict[str, Any] = {"reason": reason[:1000]}
+            if error is not None:
+                meta["error"] = error
+            if self._known:
+                meta["high_water"] = self.client.high_water
             self._goodbye = encode(FrameType.GOODBYE, 0, meta)
             self._end(code)
+
+    def stop_taking(self) -> None:
+        """Leave unread what comes from now on: nothing is begun any more, and GOODBYE tells what was read before."""
+        self._taking = False
 
     def _end(self, code: int) -> None:
         """Take nothing more, and close when everything has been written."""
@@ -249,7 +258,7 @@ class Session:
 
     def _message(self, data: bytes | None) -> None:
         """Take a message; None is one of text."""
-        if self._closing is not None:
+        if self._closing is not None or not self._taking:
             return
         self._heard = self._loop.time()
         self._asked = 0
@@ -328,6 +337,9 @@ class Session:
             raise Violation("the client's id is not a ULID") from None
         if seq or known == "0" * 26:
             raise Violation("the client's id is not a client's")
+        if self._pod.stopped.done():
+            self.close("the pod is ending")
+            return
         self._known = True
         client = self.client = self._pod.calls.client(known)
         old, client.session = client.session, self

@@ -377,13 +377,13 @@ class Zygote(Peer):
         self.send(FrameType.DIED, 0, {"worker": worker.number, "pid": os.getpid(), "status": status})
 
     async def close(self) -> None:
-        for worker in self.workers.values():
-            if hasattr(worker, "task"):
-                await worker.close()
+        await super().close()  # first, or the front might have it make another worker meanwhile
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        await super().close()
+        for worker in self.workers.values():
+            if hasattr(worker, "task"):
+                await worker.close()
 
 
 class Client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from pod_server.processes import start_of
 from pod_server.wire import FrameType
@@ -145,6 +147,35 @@ def test_teardown_kills_workers_first() -> None:
 
     with Front() as front:
         asyncio.run(run(front))
+
+
+@pytest.mark.timed
+def test_a_front_that_ends_takes_nothing_more_and_says_what_it_has_read() -> None:
+    async def run(front: Front) -> None:
+        async with played(front) as (zygote, client):
+            take = zygote.take
+            zygote.take = lambda frame: frame.type is FrameType.KILL or take(frame)  # type: ignore[assignment, method-assign]
+            begun = await client.call("hang")
+            await until_async(lambda: zygote.last.named(FrameType.CALL))
+            front.signal(15)
+            await client.until(lambda: client.events and client.events[-1]["event"] == "stopping")
+            with contextlib.suppress(ConnectionClosed):
+                await client.call("hang")
+            await client.until(lambda: client.code is not None)
+            assert client.results[begun].meta["error"]["type"] == "PodTerminatedError"
+            assert list(client.results) == [begun - 1, begun]  # the first was the LOAD
+            assert client.goodbye is not None
+            assert client.goodbye["high_water"] == begun
+            # It waits for its workers, and has a little time for nobody else.
+            late = await Client(front).open()
+            await late.until(lambda: late.code is not None)
+            assert not late.welcome
+            assert late.goodbye == {"reason": "the pod is ending"}
+            assert len(zygote.last.named(FrameType.CALL)) == 1
+
+    with Front() as front:
+        asyncio.run(run(front))
+        assert front.ended(2)
 
 
 def test_memory_limit_with_a_played_worker() -> None:

@@ -285,7 +285,7 @@ def test_memory_of_calls(front: FakeFront) -> None:
     def both(i: int) -> Any:
         return count() if i < 0 else work(i)
 
-    front.deploy(both)
+    front.deploy(both, concurrency=4)  # a thread that comes late would look like something left behind
 
     def run(n: int) -> int:
         for r in front.start_all([(i,) for i in range(n)]):
