@@ -210,9 +210,10 @@ class ScriptedPod:
         return asyncio.run_coroutine_threadsafe(run(), self.loop).result(10)
 
     def cut(self) -> None:
-        """Break every connection."""
+        """Break every connection; a deaf pod hears what comes on the next ones."""
 
         def cut() -> None:
+            self.deaf = False  # here, or a client might be back before
             for queue in self.connections.values():
                 queue.put_nowait(None)
 

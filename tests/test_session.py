@@ -161,7 +161,6 @@ def test_calls_that_the_pod_never_saw_are_sent_again_and_others_resumed_in_order
         unseen = asyncio.create_task(invoke_async(target, None, ("unseen",), {}, PLAIN))
         await asyncio.sleep(0.05)
         pod.cut()
-        pod.deaf = False
         await asyncio.sleep(0.2)
         pod.loop.call_soon_threadsafe(hold.set)
         return await asyncio.gather(seen, unseen)
@@ -196,7 +195,6 @@ def test_a_cancel_and_acknowledgements_are_said_again_after_a_break(pod: Scripte
         with pytest.raises(asyncio.CancelledError):
             await task
         pod.cut()
-        pod.deaf = False
 
     asyncio.run(main())
     _until(lambda: reasons)

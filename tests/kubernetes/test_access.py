@@ -7,8 +7,6 @@ import base64
 import gc
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -32,6 +30,7 @@ from kubetorch_jupyter.transport.portal import get_portal
 from pod_server.wire import FrameType
 from tests.kubernetes import apiserver
 from tests.kubernetes.apiserver import ApiServer, Certificates, forbidden, opened, status
+from tests.kubernetes.strictly import run_strictly
 from tests.scripted import PLAIN, ScriptedCall, ScriptedPod, ScriptedTarget
 
 T = TypeVar("T")
@@ -381,8 +380,7 @@ async def begin():
 
 get_portal().run(begin())
 """
-    python = [sys.executable, "-X", "dev", "-W", "error", "-c", code]
-    done = subprocess.run(python, capture_output=True, text=True, timeout=60)
+    done = run_strictly(code)
     assert done.stderr == ""
     assert (done.returncode, done.stdout) == (0, "")
     _until(lambda: server.forwards == 0 and not pod.connections)

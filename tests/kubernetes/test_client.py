@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import stat
-import subprocess
 import sys
 import time
 from collections.abc import Coroutine, Iterator
@@ -26,6 +25,7 @@ from kubetorch_jupyter.errors import (
 from kubetorch_jupyter.transport.portal import get_portal
 from tests.kubernetes import apiserver
 from tests.kubernetes.apiserver import ApiServer, Certificates, forbidden, opened, status
+from tests.kubernetes.strictly import run_strictly
 
 T = TypeVar("T")
 
@@ -607,9 +607,7 @@ async def begin():
 get_portal().run(begin())
 """
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
-    )
+    done = run_strictly(code)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
     assert time.monotonic() - began < 15
     _until(lambda: server.watches == 0)
