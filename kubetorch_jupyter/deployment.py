@@ -17,7 +17,7 @@ from .calls import startup_error
 from .code import Code
 from .compat import setup_hooks
 from .errors import ConfigError, KubetorchError, NotDeployedError, PodLostError, WorkerDiedError
-from .identity import describe_client
+from .identity import describe_client, of_another
 from .packing import fit
 from .progress import DeployProgress, Phase
 from .sending import send_code, whole_load
@@ -280,11 +280,8 @@ def _say_before(name: str, code: Code, lives: Sequence[dict[str, Any] | None], p
     if not _changed(code, lives):
         return
     live = _first(lives)
-    by = live.get("by") if live else None
-    me = describe_client()
-    if by and (by.get("host"), by.get("pid")) != (me["host"], me["pid"]):
-        whose = by.get("notebook") or f"process {by.get('pid')}"
-        progress.note(f'"{name}" replaces the code that {by.get("user")} deployed from {whose}')
+    if live is not None and (whose := of_another(live.get("by"))) is not None:
+        progress.note(f'"{name}" replaces the code that was deployed by {whose}')
     if live is not None and (before := live.get("name")) not in (None, code.bundle.meta["name"]):
         # Most often they are different things with names that differ in case only.
         progress.note(f'"{name}" was the service of {before} until now, and is that of {code.bundle.meta["name"]}')

@@ -6,12 +6,13 @@ import os
 import re
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from .config import config
 from .errors import ConfigError
 
-__all__ = ["describe_client", "service_name"]
+__all__ = ["describe_client", "of_another", "service_name"]
 
 
 def describe_client() -> dict[str, Any]:
@@ -23,6 +24,26 @@ def describe_client() -> dict[str, Any]:
     ['host', 'notebook', 'pid', 'user']
     """
     return {"user": config.username, "host": socket.gethostname(), "pid": os.getpid(), "notebook": _notebook()}
+
+
+def of_another(by: Mapping[str, Any] | None) -> str | None:
+    """Who that is and from where, for people; None when it is this process, or isn't known.
+
+    Parameters
+    ----------
+    by
+        As `describe_client` gives it.
+
+    Examples
+    --------
+    >>> of_another({"user": "ann", "host": "elsewhere", "pid": 7, "notebook": "train.ipynb"})
+    'ann from train.ipynb'
+    >>> of_another(describe_client())
+    """
+    if not by or (by.get("host"), by.get("pid")) == (socket.gethostname(), os.getpid()):
+        return None
+    where = by.get("notebook") or f"process {by.get('pid')}"
+    return f"{by.get('user')} from {where}"
 
 
 def _notebook() -> str:

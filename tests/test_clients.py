@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -50,6 +51,31 @@ def test_two_processes_on_one_service(tmp_path: Path) -> None:
             assert out.strip() == "['add', 'get']"
         # The service outlives the clients that only used it.
         assert counter.get() == 150
+
+
+def test_both_hear_when_one_replaces_the_others_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cells = Cells()
+    cells.run("def answer():\n    return 1\n")
+    script = tmp_path / "other.py"
+    script.write_text(
+        "import kubetorch_jupyter as kt\n"
+        "def answer():\n    return 2\n"
+        "kt.fn(answer, name='shared-answer').to(kt.Compute())\n"
+    )
+    with kt.fn(cells["answer"], name="shared-answer").to(kt.Compute()) as answer:
+        assert answer() == 1
+        done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+        assert '"shared-answer" replaces the code that was deployed by ' in done.stdout + done.stderr
+        capsys.readouterr()
+        assert answer() == 2
+        out, err = capsys.readouterr()
+        assert re.search(r'"shared-answer" runs other code from now on, deployed by \S+ from other\.py', out + err)
+        assert answer() == 2
+        assert "".join(capsys.readouterr()) == ""
+        answer.to(kt.Compute())
+        capsys.readouterr()
+        assert answer() == 1
+        assert "".join(capsys.readouterr()) == "", "its own deploy is no news to it"
 
 
 def test_threads_of_one_client() -> None:

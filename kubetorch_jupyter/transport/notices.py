@@ -7,6 +7,7 @@ from typing import Any
 
 from pod_server.wire import FrameType
 
+from ..identity import of_another
 from .exchange import Exchange
 
 __all__ = ["Notices"]
@@ -17,12 +18,15 @@ class Notices:
 
     A class that was constructed anew, because its worker ended or by somebody's redeploy, has forgotten what it held;
     without a word, a counter that begins again or an untrained model would look like a fault of the user's own code.
+    So would the results of a handle whose code another notebook has replaced.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, service: str) -> None:
+        self._service = service
         self._untold: list[str] = []
-        #: How often an instance was lost, as far as we have heard.
+        #: How often an instance was lost, as far as we have heard, and the version of the code.
         self._losses: int | None = None
+        self._version: str | None = None
 
     def on_welcome(self, meta: Mapping[str, Any], exchanges: Iterable[Exchange]) -> None:
         """See whether something was lost while there was no connection."""
@@ -30,13 +34,26 @@ class Notices:
         if before is not None and before != self._losses:
             text = "the instance was constructed anew while the connection was broken; what the old one held is lost"
             self._tell(text, exchanges)
+        self._runs(meta.get("code"), exchanges)
 
     def on_event(self, meta: Mapping[str, Any], exchanges: Collection[Exchange]) -> None:
         """Take an EVENT."""
-        if meta.get("event") == "state-lost":
+        event = meta.get("event")
+        if event == "loaded":
+            self._runs(meta, exchanges)
+        elif event == "state-lost":
             self._losses = meta.get("losses")
             if not any(exchange.type is FrameType.LOAD for exchange in exchanges):  # a deploy of ours says it itself
                 self._tell(str(meta.get("text")), exchanges)
+
+    def _runs(self, code: Mapping[str, Any] | None, exchanges: Iterable[Exchange]) -> None:
+        """The service has that code now; who has a handle of it hears when it is somebody else's."""
+        if code is None:
+            return
+        before, self._version = self._version, code.get("version")
+        whose = of_another(code.get("by")) if before not in (None, self._version) else None
+        if whose is not None:
+            self._tell(f'"{self._service}" runs other code from now on, deployed by {whose}', exchanges)
 
     def _tell(self, text: str, exchanges: Iterable[Exchange]) -> None:
         line = f"kubetorch: {text}"

@@ -85,7 +85,7 @@ class Session:
         self._request = 0
         self._acks: deque[bytes] = deque(maxlen=_ACKS)
         self._link = Link(endpoint, self.client, self, self._portal)
-        self._notices = Notices()
+        self._notices = Notices(endpoint.service)
         #: Called when it is over: nobody should get it any more.
         self.on_shut: Callable[[], None] = lambda: None
         #: The first connecting, while it lasts; whoever wants the session waits for it.

@@ -438,7 +438,7 @@ class Supervisor:
             self._drop(before)
         self._pod.kept.save(code)
         name = code.meta.get("name") or self._pod.params.name
-        where = {"worker": worker.number, "pid": worker.pid, "version": code.version}
+        where = {"worker": worker.number, "pid": worker.pid, "version": code.version, "by": code.meta.get("by")}
         event, more = ("worker-ready", " into a new worker") if again else ("loaded", "")
         self._pod.tell(event, f"{name} has been loaded{more}", **where)
         if before is not None and before.kind == "cls":
