@@ -226,6 +226,12 @@ class Fleet:
             worker.ready.exception()  # seen: nobody may be waiting for it
         worker.gone.set_result(None)
 
+    def leave(self) -> None:
+        """Wait no longer for workers that have been killed: one that gives back much memory takes seconds to end."""
+        for worker in self.workers.values():
+            if worker.link is not None:
+                worker.link.abort()
+
     def stop(self) -> None:
         """Kill every worker; the pod ends. A zygote that is gone has taken its workers with it."""
         for worker in list(self.workers.values()):

@@ -187,12 +187,14 @@ class Pod:
             session.close(text, "PodTerminatedError")
         if sessions:
             await asyncio.wait({session.over for session in sessions}, timeout=_FAREWELL)
-        for session in list(self.sessions):
-            session.drop()
+        for session in sessions:
+            if not session.over.done():
+                session.drop()
         fleet = self.supervisor.fleet
         workers = list(fleet.workers.values())
         if workers and fleet.zygote is not None and not fleet.zygote.closed:
             await asyncio.wait({w.gone for w in workers}, timeout=_KILLING)
+        fleet.leave()
         if self._server is not None:
             self._server.close()
         if self.params.containers and self.status == 0:
