@@ -216,7 +216,7 @@ def test_calls_beside_a_pods_end_are_run_once_or_fail(runtime: Path, tmp_path: P
                 assert path.read_text() == "x"
             except kt.PodLostError as e:
                 ended.append(e)
-                assert not path.exists() or path.read_text() == "x"
+                assert not path.exists() or path.read_text() in ("", "x")
 
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(call, worker) for worker in range(4)]
