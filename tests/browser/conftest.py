@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from tests.browser.server_log import faults_in
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, ConsoleMessage, Page
 
@@ -17,14 +19,6 @@ if TYPE_CHECKING:
 
 #: What JupyterLab itself says when a kernel ends that its debugger is just asking.
 NOT_OURS = "Could not restore the debugger state"
-#: What must not be in the log of the server and its kernels, which says other things as well.
-BAD_IN_LOG = re.compile(r"^\[[EC] |Traceback|Exception|IOPub|Error", re.M)
-#: But for this, of ipykernel: nobody handles a message that comes while the kernel ends, of which Python warns, into a
-#: stream whose loop is closed already.
-ENDING_KERNEL = re.compile(
-    r"^Exception ignored in: <coroutine object Kernel\.\w+ .*?^RuntimeError: Event loop is closed$",
-    re.M | re.S,
-)
 
 
 class OpenNotebook(Protocol):
@@ -110,4 +104,4 @@ def open_notebook(server: Server, browser: Browser, request: pytest.FixtureReque
     context.close()
     log = server.text()[begin:]
     assert not complaints, "in the browser's console:\n" + "\n".join(complaints)
-    assert not BAD_IN_LOG.search(ENDING_KERNEL.sub("", log)), f"in the server's and the kernels' log:\n{log}"
+    assert not faults_in(log), f"in the server's and the kernels' log:\n{log}"

@@ -404,4 +404,8 @@ def test_nothing_serious_for_axe(open_notebook: OpenNotebook) -> None:
     notebook.run(1)
     panel.log.get_by_text("epoch 3").wait_for()
     check("a call runs")
+    # A window of 1280 by 800 at twice the zoom. Nothing lies beside what is to be seen: lists have bars of their own.
+    page.set_viewport_size({"width": 640, "height": 400})
+    check("a small window")
+    assert panel.root.evaluate("node => node.scrollWidth <= node.clientWidth")
     end_services(notebook)
