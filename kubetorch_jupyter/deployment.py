@@ -58,7 +58,7 @@ async def others(backend: Backend, name: str, lost: Sequence[Endpoint]) -> Seque
     """The service's pods when others than those live."""
     info = await backend.find(name)
     found = [endpoint for endpoint in info.endpoints if endpoint not in lost] if info is not None else []
-    return found if any(endpoint.gone is None or endpoint.gone(False) is None for endpoint in found) else ()
+    return found if any(endpoint.lost(False) is None for endpoint in found) else ()
 
 
 async def come_again(backend: Backend, name: str, lost: Sequence[Endpoint], reason: str) -> Sequence[Endpoint]:

@@ -84,7 +84,7 @@ class Several:
         front = local_backend()._endpoint(record)
 
         def gone(ended: bool) -> PodLostError | None:
-            error = front.gone(ended) if front.gone is not None else None
+            error = front.lost(ended)
             return PodLostError(service=name, reason=error.reason) if error is not None else None
 
         return replace(front, service=name, gone=gone, rank=rank)

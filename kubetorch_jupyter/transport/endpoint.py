@@ -80,6 +80,10 @@ class Endpoint:
             return self.headers
         return {**self.headers, **await self.credentials(renew)}
 
+    def lost(self, ended: bool) -> PodLostError | None:
+        """What `gone` says; None where there is nobody to ask."""
+        return self.gone(ended) if self.gone is not None else None
+
     @property
     def key(self) -> tuple[str, str]:
         """What tells it from others: with the token, because another pod may get the port of one that has ended."""

@@ -158,7 +158,7 @@ class Link:
                     raise
             except (OSError, KubetorchError) as e:
                 away = self._loop.time()
-                lost = self._endpoint.gone(False) if self._endpoint.gone is not None else None
+                lost = self._endpoint.lost(False)
                 if lost is not None:
                     raise lost from e
                 if self._loop.time() + pause > deadline:
@@ -385,15 +385,16 @@ class Link:
         service, error = self._endpoint.service, meta.get("error")
         if self._welcomed is None:
             self._owner.on_goodbye(meta)
-        if error and error != "PodTerminatedError":
-            self._end(from_wire({"type": error, "message": reason}, service=service))
-        elif self._welcomed is not None and not error:
-            self._end(self._unreachable(f"refused the session: {reason}"))
+        told: KubetorchError
+        if error:
+            told = from_wire({"type": error, "message": reason}, service=service)
+        elif self._welcomed is not None:
+            told = self._unreachable(f"refused the session: {reason}")
         else:
-            # Who ended the pod knows why, and the pod doesn't.
-            known = self._endpoint.gone(True) if self._endpoint.gone is not None else None
-            told = from_wire({"type": error, "message": reason}, service=service) if error else None
-            self._end(known or told or PodLostError(service=service, reason=reason))
+            told = PodLostError(service=service, reason=reason)
+        # Who ended the pod knows why, and the pod doesn't.
+        known = self._endpoint.lost(True) if isinstance(told, PodLostError) else None
+        self._end(known or told)
 
     def _end(self, error: KubetorchError) -> None:
         """The pod, or what we have heard of it, leaves no hope."""

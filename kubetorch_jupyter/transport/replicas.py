@@ -76,10 +76,10 @@ class Replica:
 
     def gone(self) -> PodLostError | None:
         """Why the pod has ended; None while it may live."""
-        gone, session = self.endpoint.gone, self.session
+        session = self.session
         # When the session is over, what has been decided of the pod counts, though it may not have ended yet.
         doubtful = session is not None and (session.draining or not session.usable)
-        return gone(doubtful) if gone is not None else None
+        return self.endpoint.lost(doubtful)
 
     def open(self) -> Session:
         """The session for what is asked now.

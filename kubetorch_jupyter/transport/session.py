@@ -201,7 +201,7 @@ class Session:
         """Take up what is open, in order."""
         before = self.welcome.get("incarnation")
         if before is not None and meta.get("incarnation") != before:
-            lost = self.endpoint.gone(True) if self.endpoint.gone is not None else None
+            lost = self.endpoint.lost(True)
             reason = "another process answers in its place, which knows nothing of its calls"
             raise lost or PodLostError(service=self.endpoint.service, reason=reason)
         self.welcome = meta
@@ -305,7 +305,7 @@ class Session:
         meta = frame.meta
         if frame.flags & wire.F_ERROR and (meta.get("error") or {}).get("type") == "PodTerminatedError":
             self.welcome["draining"] = True
-            lost = self.endpoint.gone(True) if self.endpoint.gone is not None else None
+            lost = self.endpoint.lost(True)
             if lost is not None:  # who ended the pod knows why, and the pod doesn't
                 self._fail(exchange, lost)
                 return

@@ -176,8 +176,6 @@ class Pod:
         text = f'service "{self.params.name}" ends: {reason}'
         self.supervisor.state = "stopping"
         self.tell("stopping", text)
-        for session in self.sessions:
-            session.stop_taking()
         for task in self._tasks:
             task.cancel()
         self.supervisor.stop()

@@ -103,7 +103,6 @@ class Session:
         #: `_write` is going to be called.
         self._due = False
         self._closing: int | None = None
-        self._taking = True
         self._goodbye = b""
         #: Done when we want to close the connection, and when everything has been written that is to go out before.
         self._ending: asyncio.Future[None] = self._loop.create_future()
@@ -158,10 +157,6 @@ class Session:
                 meta["high_water"] = self.client.high_water
             self._goodbye = encode(FrameType.GOODBYE, 0, meta)
             self._end(code)
-
-    def stop_taking(self) -> None:
-        """Leave unread what comes from now on: nothing is begun any more, and GOODBYE tells what was read before."""
-        self._taking = False
 
     def _end(self, code: int) -> None:
         """Take nothing more, and close when everything has been written."""
@@ -258,8 +253,8 @@ class Session:
 
     def _message(self, data: bytes | None) -> None:
         """Take a message; None is one of text."""
-        if self._closing is not None or not self._taking:
-            return
+        if self._closing is not None or (self._known and self._pod.stopped.done()):
+            return  # when the pod ends nothing is begun any more, and GOODBYE tells what was read before
         self._heard = self._loop.time()
         self._asked = 0
         try:

@@ -27,6 +27,8 @@ Traceback (most recent call last):
 KeyError: 'x'
 """
 LIMIT = "[W 2026-11-27 23:11:46.692 ServerApp] IOPub message rate exceeded.\n"
+#: Also Jupyter's own, which nobody has explained.
+OTHER = "[E 2026-11-27 23:11:46.692 ServerApp] Uncaught exception\n" + ENDING.partition("\n")[2]
 REFUSED = "[E 2026-11-27 23:11:46.692 ServerApp] 500 GET /kubetorch\n"
 
 
@@ -35,7 +37,7 @@ def test_jupyters_own_trouble_is_none_of_ours(log: str) -> None:
     assert faults_in(log) == []
 
 
-@pytest.mark.parametrize("fault", [OURS, LIMIT, REFUSED, "Exception ignored in: something\n"])
+@pytest.mark.parametrize("fault", [OURS, OTHER, LIMIT, REFUSED, "Exception ignored in: something\n"])
 def test_what_is_ours_is_seen_beside_it(fault: str) -> None:
     assert fault in "".join(faults_in(SHUTDOWN + fault + ENDING))
     assert fault in "".join(faults_in(ENDING + fault + SHUTDOWN))
