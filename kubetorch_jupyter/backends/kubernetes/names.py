@@ -125,8 +125,6 @@ USER_SECRETS_PATH = "/kubetorch/secrets"
 _LABEL = 63
 #: What a user's name takes of a service's at most.
 _PREFIX = 30
-#: An object's name where it may have dots: an RFC 1123 subdomain.
-_SUBDOMAIN = 253
 #: What a hash adds to a name that is cut: "-" and eight digits.
 _DIGEST = 8
 #: Digits of a replica's index that a Job's name leaves room for in its pods' host names; more replicas, more digits.
@@ -254,7 +252,7 @@ def user_secret_name(job: str, secret: str) -> str:
     >>> user_secret_name("alice-train-0a1b2c3d", "aws")
     'alice-train-0a1b2c3d-aws'
     """
-    return cut(f"{job}-{secret}", _SUBDOMAIN)
+    return cut(f"{job}-{secret}", _LABEL)
 
 
 def labels(service: str, revision: str, owner: Mapping[str, Any], version: str) -> dict[str, str]:
