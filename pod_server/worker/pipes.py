@@ -192,7 +192,8 @@ class Pump:
         self._c_output.flush()
         found = [reader for fd in self._poller.poll(0) if (reader := self._readers.get(fd)) is not None]
         if not found:
-            return
+            with self.lock:  # what the pump has taken out of a pipe already, but has not yet given to its call
+                return
         with self.lock, log.lock:
             settle()
             for reader in found:

@@ -135,9 +135,13 @@ class Front:
         return ""
 
     def memory(self) -> int:
-        """Bytes that the process holds for itself."""
+        """Bytes of its heap and of the files in memory that it has mapped.
+
+        Not the kernel's "private" pages: a library's become that when another process that had them ends, and the
+        server's that it was forked from when they are written to.
+        """
         with open(f"/proc/{self.pid}/smaps_rollup") as f:
-            return sum(int(line.split()[1]) * 1024 for line in f if line.startswith("Private_"))
+            return sum(int(line.split()[1]) * 1024 for line in f if line.startswith(("Anonymous:", "Pss_Shmem:")))
 
     def ended(self, timeout: float = 0.0) -> bool:
         """Whether the process has ended, or ends within so many seconds."""
