@@ -77,6 +77,8 @@ class Service:
     torn_down: bool = False
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
     _replicas: Replicas | None = field(default=None, repr=False)
+    #: Who brings it back at the moment.
+    _reviving: asyncio.Task[Any] | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return "<{} {}: {}>".format(*self._looks())
@@ -161,7 +163,7 @@ class Service:
     async def _reach(self) -> Replicas:
         """Its pods, of which one lives at least."""
         if self.torn_down:
-            raise NotDeployedError(f'service "{self.name}" was torn down; deploy it again with .to(...)')
+            raise self._torn_down()
         replicas = self._replicas
         if replicas is None:
             endpoints = await self._find()
@@ -178,6 +180,9 @@ class Service:
         if replicas.draining:
             await replicas.update()
         return replicas
+
+    def _torn_down(self) -> NotDeployedError:
+        return NotDeployedError(f'service "{self.name}" was torn down; deploy it again with .to(...)')
 
     async def _find(self) -> Sequence[Endpoint]:
         info = await self.backend.find(self.name)
@@ -211,18 +216,29 @@ class Service:
     async def _deploy_again(self, lost: Replicas, reason: str) -> Replicas:
         async with self._lock:
             if self._replicas is lost:
-                if now := await others(self.backend, self.name, lost.endpoints):
-                    # Somebody has deployed it anew, perhaps this handle itself: those pods are not ours to replace.
-                    self.use(now)
-                elif self.code is None:
-                    self.use(await come_again(self.backend, self.name, lost.endpoints, reason))
-                else:
-                    async with DeployProgress(self.name) as progress:
-                        empty = ", without what it held" if self.kind == "cls" else ""
-                        progress.note(f'service "{self.name}" has ended ({reason}); deploying it again{empty}')
-                        await self.use(await bring_up(self.backend, self.name, self.code, progress, None)).take_open()
-            assert self._replicas is not None
+                self._reviving = asyncio.current_task()
+                try:
+                    await self._revive(lost, reason)
+                except asyncio.CancelledError:
+                    if not self.torn_down:
+                        raise
+                finally:
+                    self._reviving = None
+            if self._replicas is None:  # `teardown` came meanwhile
+                raise self._torn_down()
             return self._replicas
+
+    async def _revive(self, lost: Replicas, reason: str) -> None:
+        if now := await others(self.backend, self.name, lost.endpoints):
+            # Somebody has deployed it anew, perhaps this handle itself: those pods are not ours to replace.
+            self.use(now)
+        elif self.code is None:
+            self.use(await come_again(self.backend, self.name, lost.endpoints, reason))
+        else:
+            async with DeployProgress(self.name) as progress:
+                empty = ", without what it held" if self.kind == "cls" else ""
+                progress.note(f'service "{self.name}" has ended ({reason}); deploying it again{empty}')
+                await self.use(await bring_up(self.backend, self.name, self.code, progress, None)).take_open()
 
     def _where(self) -> str:
         return f"in namespace {self.namespace}" if self.namespace else self.backend.where()
@@ -325,6 +341,11 @@ class Service:
         replicas, self._replicas = self._replicas, None
         if replicas is not None:
             await replicas.close()
+        if self._reviving is not None:
+            # Or it would come back after this. It removes what it has made itself.
+            self._reviving.cancel()
+            async with self._lock:
+                pass
         await self.backend.delete(self.name)
 
     def curl(self) -> str:

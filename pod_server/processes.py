@@ -34,6 +34,9 @@ __all__ = [
     "tree",
 ]
 
+#: Who doesn't stand still after so many seconds is in a system call that takes long: it is killed as it is.
+_STANDING = 0.5
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _PR_SET_CHILD_SUBREAPER = 36
@@ -84,14 +87,16 @@ def name_process(name: str) -> None:
     _prctl(_PR_SET_NAME, name.encode()[:15])
 
 
-def _read(pid: int | str) -> Process | None:
+def _read(which: int | str) -> Process | None:
+    """A process, or with ``pid/task/tid`` one of its threads."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as f:
+        with open(f"/proc/{which}/stat", "rb") as f:
             text = f.read()
     except (FileNotFoundError, ProcessLookupError):
         return None
     # The name in parentheses may itself hold spaces and parentheses.
-    fields = text.rpartition(b")")[2].split()
+    pid, _, rest = text.partition(b" (")
+    fields = rest.rpartition(b")")[2].split()
     return Process(int(pid), int(fields[1]), int(fields[3]), int(fields[19]), fields[0].decode())
 
 
@@ -147,14 +152,23 @@ def _signal(pid: int, number: int) -> None:
         pass
 
 
+def _stands(pid: int) -> bool:
+    """Whether no thread of a process runs, or is about to."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return all(found is None or found.state in "TtZX" for found in (_read(f"{pid}/task/{each}") for each in threads))
+
+
 def kill_all(
     find: Callable[[], Iterable[Process]], wait: Callable[[float], object], timeout: float = 5.0
 ) -> list[Process]:
     """Kill what `find` gives, again and again until it gives nothing.
 
-    Nothing is killed before a look finds nobody new: who isn't stopped yet may fork while the list is worked off, and a
-    child whose parent has been killed is nobody's any more. (Linux takes a fork back when a signal is pending at its
-    end, so that one look after the stop sees all that there is.)
+    Nothing is killed before a look finds nobody new, and all stood still before it: who doesn't may fork while the list
+    is worked off, and a child whose parent has been killed is nobody's any more. Who has got SIGSTOP stands only when a
+    fork that is under way is done (since Linux 4.19 no other signal than SIGKILL breaks one off).
 
     Parameters
     ----------
@@ -170,17 +184,26 @@ def kill_all(
     list of Process
         What would not die in that time (a process in a system call that can't be interrupted).
     """
-    deadline = time.monotonic() + timeout
+    begin = time.monotonic()
     stopped: set[tuple[int, int]] = set()
+    still: set[tuple[int, int]] = set()
     while True:
         found = list(find())
-        left = deadline - time.monotonic()
+        now = time.monotonic()
+        left = begin + timeout - now
         if not found or left <= 0:
             return found
         if fresh := [p for p in found if (p.pid, p.start) not in stopped]:
             for p in fresh:
                 _signal(p.pid, signal.SIGSTOP)
             stopped.update((p.pid, p.start) for p in fresh)
+            continue
+        restless = [p for p in found if (p.pid, p.start) not in still]
+        if restless and now - begin < _STANDING:
+            standing = [p for p in restless if _stands(p.pid)]
+            still.update((p.pid, p.start) for p in standing)
+            if len(standing) < len(restless):
+                time.sleep(0.001)
             continue
         for p in found:
             _signal(p.pid, signal.SIGKILL)

@@ -28,7 +28,7 @@ from kubetorch_jupyter.calls import (
     spawn,
 )
 from kubetorch_jupyter.calls.mapping import _Window
-from kubetorch_jupyter.calls.run import Run
+from kubetorch_jupyter.calls.run import _MOVES, Run
 from kubetorch_jupyter.errors import (
     CallCancelledError,
     CallTimeoutError,
@@ -41,8 +41,10 @@ from kubetorch_jupyter.errors import (
 )
 from kubetorch_jupyter.streams import Output, set_output_factory
 from kubetorch_jupyter.transport.portal import get_inlet, get_portal
+from kubetorch_jupyter.transport.session import Session
 from pod_server.wire import FrameType, LogKind
 from tests.scripted import PLAIN, SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +77,6 @@ async def _forever(call: ScriptedCall) -> None:
 async def _stuck(call: ScriptedCall) -> None:
     """Can't be cancelled, as C code can't."""
     await asyncio.Event().wait()
-
-
-def _until(condition: Callable[[], object], timeout: float = 5) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.005)
 
 
 def _cancels(pod: ScriptedPod) -> list[str]:
@@ -279,7 +274,7 @@ def test_a_coroutine_that_is_closed_in_the_middle_cancels(target: ScriptedTarget
         coroutine.close()
 
     asyncio.run(main())
-    _until(lambda: _cancels(pod) == ["abandoned"])
+    until(lambda: _cancels(pod) == ["abandoned"])
 
 
 # -- cancelling and timeouts -------------------------------------------------------------------------------------------
@@ -296,7 +291,7 @@ def test_stop_gives_control_back_and_cancels(
         invoke(target, method, (), {}, SHOWN)
     assert time.monotonic() - start < 0.2 + 0.55
     timer.join()
-    _until(lambda: _cancels(pod) == ["user"])
+    until(lambda: _cancels(pod) == ["user"])
     assert capsysbinary.readouterr().out == (b"cancelled: user\n" if method == "forever" else b"")
     assert invoke(target, "echo", (2,), {}, PLAIN) == 2
 
@@ -317,7 +312,7 @@ def test_a_cancelled_task_cancels_remotely_and_stays_cancelled(
         return time.monotonic() - start
 
     assert asyncio.run(main()) < 0.55
-    _until(lambda: _cancels(pod) == ["user"])
+    until(lambda: _cancels(pod) == ["user"])
 
 
 def test_asyncio_timeout_works_around_a_call(target: ScriptedTarget) -> None:
@@ -404,7 +399,7 @@ def test_a_call_that_was_never_sent_goes_to_the_new_pod(pod: ScriptedPod) -> Non
         assert session is not None
         old.refuse = True
         old.cut()
-        _until(lambda: not session.connected)
+        until(lambda: not session.connected)
         target.pod = pod
 
         async def main() -> Any:
@@ -469,7 +464,7 @@ def test_the_pod_is_never_more_than_a_window_ahead(target: ScriptedTarget, pod: 
     call = list(pod.calls.values())[-1]
     assert len(call.items) <= 20 + 16
     items.close()
-    _until(lambda: _cancels(pod))
+    until(lambda: _cancels(pod))
     assert list(items) == []
 
 
@@ -519,7 +514,7 @@ def test_a_forgotten_iterator_cancels(target: ScriptedTarget, pod: ScriptedPod) 
         if i == 3:
             break
     gc.collect()
-    _until(lambda: _cancels(pod) == ["abandoned"])
+    until(lambda: _cancels(pod) == ["abandoned"])
 
     async def main() -> None:
         async for i in iterate_async(target, "count", (1000,), {}, PLAIN):
@@ -528,7 +523,7 @@ def test_a_forgotten_iterator_cancels(target: ScriptedTarget, pod: ScriptedPod) 
 
     asyncio.run(main())
     gc.collect()
-    _until(lambda: _cancels(pod) == ["abandoned"] * 2)
+    until(lambda: _cancels(pod) == ["abandoned"] * 2)
 
 
 def test_stop_in_a_generator(target: ScriptedTarget, pod: ScriptedPod) -> None:
@@ -546,7 +541,7 @@ def test_stop_in_a_generator(target: ScriptedTarget, pod: ScriptedPod) -> None:
     assert time.monotonic() - start < 0.75
     timer.join()
     assert next(items, "end") == "end"
-    _until(lambda: _cancels(pod) == ["user"])
+    until(lambda: _cancels(pod) == ["user"])
 
 
 def test_a_cancelled_async_for(target: ScriptedTarget, pod: ScriptedPod) -> None:
@@ -568,7 +563,7 @@ def test_a_cancelled_async_for(target: ScriptedTarget, pod: ScriptedPod) -> None
             await task
 
     asyncio.run(main())
-    _until(lambda: _cancels(pod) == ["user"])
+    until(lambda: _cancels(pod) == ["user"])
 
 
 def test_items_survive_a_break(target: ScriptedTarget, pod: ScriptedPod) -> None:
@@ -673,7 +668,7 @@ def test_the_first_error_of_a_map_cancels_the_rest(target: ScriptedTarget, pod: 
     with pytest.raises(ValueError, match="three"):
         list(map_calls(target, "fails", [(i,) for i in range(8)], PLAIN))
     assert time.monotonic() - start < 1
-    _until(lambda: len(_cancels(pod)) == 7)
+    until(lambda: len(_cancels(pod)) == 7)
 
 
 def test_a_map_may_return_exceptions(target: ScriptedTarget, pod: ScriptedPod) -> None:
@@ -697,7 +692,7 @@ def test_stop_in_a_map_and_a_forgotten_map(target: ScriptedTarget, pod: Scripted
         list(map_calls(target, "forever", [(i,) for i in range(5)], PLAIN))
     assert time.monotonic() - start < 0.75
     timer.join()
-    _until(lambda: len(_cancels(pod)) == 5)
+    until(lambda: len(_cancels(pod)) == 5)
 
     async def first_only(call: ScriptedCall) -> None:
         if call.args[0]:
@@ -710,7 +705,7 @@ def test_stop_in_a_map_and_a_forgotten_map(target: ScriptedTarget, pod: Scripted
     assert next(results) == 0
     del results
     gc.collect()
-    _until(lambda: _cancels(pod) == ["abandoned"] * 4)
+    until(lambda: _cancels(pod) == ["abandoned"] * 4)
 
 
 def test_an_error_of_the_items_themselves_comes_through(target: ScriptedTarget, pod: ScriptedPod) -> None:
@@ -721,7 +716,7 @@ def test_an_error_of_the_items_themselves_comes_through(target: ScriptedTarget, 
     invoke(target, "echo", (1,), {}, PLAIN)  # connects: a call that isn't sent yet is only forgotten
     with pytest.raises(LookupError, match="no more"):
         list(map_calls(target, "forever", items(), PLAIN))
-    _until(lambda: _cancels(pod) == ["user"])
+    until(lambda: _cancels(pod) == ["user"])
 
 
 def test_concurrency_is_checked(target: ScriptedTarget) -> None:
@@ -745,7 +740,7 @@ def test_a_spawned_call_from_start_to_end(target: ScriptedTarget, pod: ScriptedP
     pod.handlers["slow"] = slow
     call = spawn(target, "slow", (), {}, PLAIN)
     assert call.id.startswith("echo/")
-    _until(lambda: call.status == "running")
+    until(lambda: call.status == "running")
     assert not call.done()
     assert call in recent_calls()
     assert (call.function, call.service) == ("slow", "echo")
@@ -754,15 +749,15 @@ def test_a_spawned_call_from_start_to_end(target: ScriptedTarget, pod: ScriptedP
     assert "slow" in call._repr_html_()
     with pytest.raises(TimeoutError, match="runs on"):
         call.result(0.05)
-    _until(lambda: call.logs() == "begun\n")
+    until(lambda: call.logs() == "begun\n")
     pod.loop.call_soon_threadsafe(go.set)
     kept = list(pod.calls.values())[-1]
-    _until(call.done)
+    until(call.done)
     assert not kept.acked
     assert call.status == "done"
     assert call.result() == 5
     assert call.result() == 5
-    _until(lambda: kept.acked)
+    until(lambda: kept.acked)
     assert call.logs() == "begun\nended\n"
     assert call.cancel() is False
 
@@ -789,6 +784,81 @@ def test_a_spawned_call_that_fails_raises_the_same_each_time(target: ScriptedTar
         depths.append(len(info.traceback))
     assert depths[0] == depths[1]
     assert call.status == "failed"
+
+
+class _LostTarget(ScriptedTarget):
+    """Its pods are lost before a call is on its way, so often; then one comes when it may."""
+
+    def __init__(self, pod: ScriptedPod, lost: int) -> None:
+        super().__init__(pod)
+        self.lost = lost
+        self.may_come = asyncio.Event()
+
+    async def session(self) -> Session:
+        if self.lost:
+            self.lost -= 1
+            raise PodLostError(service=self.name, reason="gone")
+        await self.may_come.wait()
+        return await super().session()
+
+
+def test_the_id_of_a_call_that_is_tried_again_is_waited_for(pod: ScriptedPod) -> None:
+    target = _LostTarget(pod, lost=1 + _MOVES)
+    pod.handlers["echo"] = _echo
+    call = spawn(target, "echo", (7,), {}, replace(PLAIN, retries=1))
+    until(lambda: not target.lost)
+    busy: list[float] = []
+    ids: list[str] = []
+
+    def ask() -> None:
+        begin = time.thread_time()
+        ids.append(call.id)
+        busy.append(time.thread_time() - begin)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join(0.5)
+    assert thread.is_alive()
+    get_portal().loop.call_soon_threadsafe(target.may_come.set)
+    thread.join(10)
+    assert ids == [call.id]
+    assert call.result(5) == 7
+    assert busy[0] < 0.1
+
+
+def test_the_id_of_a_call_that_cannot_be_sent(pod: ScriptedPod) -> None:
+    call = spawn(_LostTarget(pod, lost=2 * (1 + _MOVES)), "echo", (7,), {}, replace(PLAIN, retries=1))
+    with pytest.raises(PodLostError):
+        _ = call.id
+
+
+class _Interrupts:
+    """Its first decoding is interrupted."""
+
+    decoded = 0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        type(self).decoded += 1
+        if self.decoded == 1:
+            raise KeyboardInterrupt
+        self.__dict__.update(state)
+
+
+def test_an_interrupt_while_a_result_is_decoded_is_not_the_result(target: ScriptedTarget, pod: ScriptedPod) -> None:
+    async def make(call: ScriptedCall) -> None:
+        value = _Interrupts()
+        value.x = 5  # type: ignore[attr-defined]
+        call.result(value)
+
+    pod.handlers["make"] = make
+    call: Any = spawn(target, "make", (), {}, PLAIN)
+    until(call.done)
+    kept = list(pod.calls.values())[-1]
+    with pytest.raises(KeyboardInterrupt):
+        call.result(5)
+    assert not kept.acked
+    assert call.result(5).x == 5
+    until(lambda: kept.acked)
 
 
 def test_a_spawned_call_is_cancelled_on_request_only(target: ScriptedTarget, pod: ScriptedPod) -> None:
@@ -867,4 +937,4 @@ def test_calls_leave_no_threads_descriptors_or_objects(target: ScriptedTarget) -
     assert threading.active_count() <= threads
     if files:
         assert len(os.listdir("/proc/self/fd")) <= files
-    _until(lambda: objects() <= before)
+    until(lambda: objects() <= before)

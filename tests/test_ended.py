@@ -20,6 +20,7 @@ from kubetorch_jupyter.backends import registry
 from kubetorch_jupyter.streams import Output, set_output_factory
 from pod_server import processes
 from tests.cells import Cells
+from tests.waiting import until
 
 NO_CODE = 'service "{}" has ended .* no code to deploy it again'
 
@@ -110,6 +111,39 @@ def test_code_that_fails_when_it_is_deployed_again_says_why(cells: Cells, tmp_pa
         assert registry.read("picky") is None
         (tmp_path / "flag").unlink()
         assert picky.get() == 1
+
+
+def test_a_teardown_ends_what_brings_the_service_back(cells: Cells, tmp_path: Path) -> None:
+    cells.run(
+        f"""
+        import pathlib
+        import time
+
+        class Slow:
+            def __init__(self):
+                here = pathlib.Path({str(tmp_path)!r})
+                (here / f"begun-{{time.monotonic()}}").touch()
+                while (here / "wait").exists():
+                    time.sleep(0.01)
+
+            def get(self):
+                return 1
+        """
+    )
+    slow = kt.cls(cells["Slow"]).to(kt.Compute(), stream_logs=False)
+    assert slow.get() == 1
+    (tmp_path / "wait").touch()
+    kill_pod("slow")
+    calls = [slow.get.spawn() for _ in range(3)]
+    until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
+    slow.teardown()
+    assert registry.read("slow") is None
+    for call in calls:
+        with pytest.raises((kt.NotDeployedError, kt.PodLostError)) as caught:  # lost if it was sent before the end
+            call.result(10)
+        assert call is calls[0] or type(caught.value) is kt.NotDeployedError
+    (tmp_path / "wait").unlink()
+    assert registry.read("slow") is None
 
 
 def test_a_redeploy_that_fails_before_it_has_begun_leaves_the_service(

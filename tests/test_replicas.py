@@ -24,6 +24,7 @@ from pod_server import codefile
 from tests.cells import Cells
 from tests.local import ROOT
 from tests.replicas import Several
+from tests.waiting import until
 
 CODE = """
 import asyncio, os, threading, time
@@ -85,13 +86,6 @@ def kill(several: Several, name: str, rank: int) -> None:
 def workers(handle: Any) -> list[int]:
     """The process of each replica's worker, by rank."""
     return [row["worker"] for row in handle.service.status()["replicas"]]
-
-
-def until(condition: Any, timeout: float = 10.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # -- how calls are spread ----------------------------------------------------------------------------------------------

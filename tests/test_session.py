@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from kubetorch_jupyter.transport.sharing import get_session, hold_reading
 from pod_server import wire
 from pod_server.wire import FrameType, LogKind
 from tests.scripted import PLAIN, SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -43,13 +44,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Timings of a tenth, so that silence needn't be waited for."""
     for name in ("_SILENCE_BUSY", "_SILENCE_IDLE", "_OPEN_TIMEOUT", "_CONNECT_TIMEOUT"):
         monkeypatch.setattr(link, name, getattr(link, name) / 10)
-
-
-def _until(condition: Callable[[], object], timeout: float = 5) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.005)
 
 
 def _open(pod: ScriptedPod) -> Session:
@@ -101,6 +95,34 @@ def test_a_pod_that_is_known_to_be_gone_is_not_waited_for() -> None:
     with pytest.raises(PodLostError, match="code 3"):
         get_portal().run(get_session(endpoint), 5)
     assert time.monotonic() - start < 1
+
+
+def test_a_handshake_that_is_not_answered_is_soon_tried_again(
+    pod: ScriptedPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_CONNECT_TIMEOUT", "_OPEN_TIMEOUT"):
+        monkeypatch.setattr(link, name, 60.0)
+    monkeypatch.setattr(link, "_FIRST_TRY", 0.1)
+    pod.deaf = True
+    opening = asyncio.run_coroutine_threadsafe(get_session(pod.endpoint), get_portal().loop)
+    until(lambda: pod.unheard)
+    pod.deaf = False
+    session = opening.result(10)
+    assert get_portal().run(session.request("status"), 5) == {"op": "status"}
+
+
+def test_credentials_may_take_longer_than_a_connection(pod: ScriptedPod, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "_CONNECT_TIMEOUT", 1.0)
+    asked: list[bool] = []
+
+    async def ask(renew: bool) -> dict[str, str]:
+        asked.append(renew)
+        await asyncio.sleep(2.0)
+        return {"X-Who": "me"}
+
+    session = get_portal().run(get_session(dataclasses.replace(pod.endpoint, credentials=ask)), 10)
+    assert get_portal().run(session.request("status"), 5) == {"op": "status"}
+    assert asked == [False]
 
 
 def test_requests_and_their_errors(pod: ScriptedPod) -> None:
@@ -197,7 +219,7 @@ def test_a_cancel_and_acknowledgements_are_said_again_after_a_break(pod: Scripte
         pod.cut()
 
     asyncio.run(main())
-    _until(lambda: reasons)
+    until(lambda: reasons)
     assert reasons == ["user"]
     assert [channel for channel, _ in _sent(pod, FrameType.ACK)].count(1) >= 2
 
@@ -361,13 +383,13 @@ def test_what_the_pod_has_not_read_when_it_ends_is_begun_on_another(pod: Scripte
     pod.handlers[""] = forever
     target = ScriptedTarget(pod)
     begun = spawn(target, None, (b"begun",), {}, PLAIN)
-    _until(lambda: _sent(pod, FrameType.CALL))
+    until(lambda: _sent(pod, FrameType.CALL))
     pod.deaf = True
     unread = spawn(target, None, (bytes(size),), {}, PLAIN)
     before = unread.id
     session = _open(pod)
     assert session.open_calls == 2
-    _until(lambda: pod.unheard)
+    until(lambda: pod.unheard)
     pod.deaf = False
     pod.goodbye(session.client)
     with pytest.raises(PodTerminatedError, match="it ends"):
@@ -396,7 +418,7 @@ def test_a_pod_that_says_it_ends_gets_no_more_calls(pod: ScriptedPod) -> None:
     assert invoke(target, None, (1,), {}, PLAIN) == 1
     session = _open(pod)
     pod.do(lambda: pod.send(session.client, wire.encode(FrameType.EVENT, 0, {"event": "stopping"})))
-    _until(lambda: not session.usable)
+    until(lambda: not session.usable)
     assert invoke(target, None, (2,), {}, PLAIN) == 2
     assert len({hello["client"] for hello in pod.hellos}) == 2
 

@@ -21,8 +21,10 @@ import pytest
 
 from kubetorch_jupyter.calls import invoke, invoke_async
 from kubetorch_jupyter.streams import Output, open_output, set_output_factory, writer
+from kubetorch_jupyter.transport.portal import get_portal
 from pod_server.wire import LogKind
 from tests.scripted import SHOWN, ScriptedCall, ScriptedPod, ScriptedTarget
+from tests.waiting import until
 
 PREFIX = re.compile(rb"(?:\x1b\[\d+m)?train\xc2\xb7(\d+)(?:\x1b\[0m)? ")
 
@@ -303,6 +305,37 @@ def test_a_terminal_that_takes_nothing_does_not_fill_the_memory(
         gate.set()
         thread.join(10)
     assert len(text.getvalue()) == 200 * 49_001
+
+
+def test_reading_that_was_held_again_meanwhile_stays_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr(writer, "_HOLD", 1 << 20)
+    monkeypatch.setattr(writer, "_RESUME", 1 << 18)
+    monkeypatch.setattr(writer, "hold_reading", held.append)
+    gate = threading.Event()
+    gate.set()
+
+    class Gated(io.StringIO):
+        def write(self, text: str) -> int:
+            assert gate.wait(10)
+            return super().write(text)
+
+    async def scenario(mine: Any, output: Output) -> None:
+        piece = b"x" * (2 << 20) + b"\n"
+        mine.put(output, LogKind.STDOUT, piece)
+        until(lambda: not mine._paused)  # it is written; that it is, is told to this loop, which is busy here
+        gate.clear()
+        mine.put(output, LogKind.STDOUT, piece)
+
+    with contextlib.redirect_stdout(Gated()):
+        mine = writer._Writer()
+        get_portal().run(scenario(mine, open_output("x")), 20)
+        get_portal().run(asyncio.sleep(0.05), 5)
+        assert held == [True, True]
+        gate.set()
+        until(lambda: len(held) == 3)
+        assert held == [True, True, False]
+        mine.close()
 
 
 def test_another_kind_of_output_can_be_had() -> None:

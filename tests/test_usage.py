@@ -6,12 +6,12 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 import kubetorch_jupyter as kt
 from pod_server.resources import cpu_seconds, measure
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,6 @@ def worker() -> Iterator[kt.Cls]:
 
     with kt.cls(Work, name="work").to(kt.Compute(), stream_logs=False) as handle:
         yield handle
-
-
-def until(look: Any, timeout: float = 10) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := look()):
-        assert time.monotonic() < deadline, "it didn't come"
-        time.sleep(0.05)
-    return value
 
 
 def test_memory_and_processor_time(worker: kt.Cls) -> None:

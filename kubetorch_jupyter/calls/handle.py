@@ -36,7 +36,7 @@ class _HeldRun(Run):
 
     __slots__ = ("begun",)
 
-    #: Set while it has its number, and when it will never have one.
+    #: Set while it has its number.
     begun: threading.Event
     acknowledges = False
 
@@ -48,11 +48,6 @@ class _HeldRun(Run):
     def _again(self) -> None:
         self.begun.clear()
         super()._again()
-
-    def on_error(self, error: Exception) -> None:
-        super().on_error(error)
-        if self.outcome is not None:  # and it isn't begun on another pod
-            self.begun.set()
 
 
 class _AttachedRun(_HeldRun):
@@ -106,6 +101,7 @@ class Call(Generic[T]):
         self._make = make
         self._retries = retries
         self._lock = threading.Lock()
+        #: Set while it has its number, and when it has ended.
         self._begun = threading.Event()
         self._waiters: list[Callable[[], None]] = []
         self._cancel_wanted = False
@@ -138,6 +134,7 @@ class Call(Generic[T]):
             self._make = _nothing
             self._run.notify = nobody
             waiters, self._waiters = self._waiters, []
+        self._begun.set()
         for wake in waiters:
             wake()
 
@@ -155,9 +152,10 @@ class Call(Generic[T]):
         if self._given_id is not None:
             return self._given_id
         while (id := self._run.id) is None:
-            if isinstance(outcome := self._run.outcome, Exception):
+            # One that failed may be tried again, and one that is on its way to another pod gets another there.
+            if self._ended and isinstance(outcome := self._run.outcome, Exception):
                 raise outcome
-            self._begun.wait()  # it may be on its way to another pod, where it has another
+            self._begun.wait()
         return id
 
     @property
@@ -268,12 +266,15 @@ class Call(Generic[T]):
         __tracebackhide__ = True
         with self._lock:
             if not self._read:
-                self._read = True
                 run = self._run
+                # An interrupt of the decoding goes through: it is not the call's result, which can be read again.
                 try:
-                    self._value = run.value()
-                except BaseException as e:
-                    self._error = e, e.__traceback__
+                    self._value, error = run.answer()
+                except Exception as e:
+                    error = e
+                self._read = True
+                if error is not None:
+                    self._error = error, error.__traceback__
                 if not isinstance(run.outcome, Exception) and run.session is not None:
                     acknowledge = functools.partial(run.session.acknowledge, keep=run.keeps_log)
                     get_portal().call(acknowledge, run.channel)

@@ -427,6 +427,28 @@ class Run(Exchange):
         outcome = self.outcome
         return isinstance(outcome, Exception) or (outcome is not None and bool(outcome[0] & wire.F_ERROR))
 
+    def answer(self) -> tuple[Any, BaseException | None]:
+        """The value, decoded here, or the exception that stands for it.
+
+        Raises
+        ------
+        SerializationError
+            When it can't be made here.
+        """
+        __tracebackhide__ = True
+        outcome = self.outcome
+        assert outcome is not None
+        if isinstance(outcome, RemoteFailure):  # the service was deployed again for this call, or would have been
+            return None, load_error(outcome, self.target.name)
+        if isinstance(outcome, Exception):
+            if isinstance(outcome, KubetorchError):
+                drop_frames(outcome)
+            return None, outcome
+        flags, meta, buffers = outcome
+        if flags & wire.F_ERROR:
+            return None, decode_error(meta, buffers, service=self.target.name, call_id=self.id)
+        return decode_value(meta, buffers, self.target.name), None
+
     def value(self) -> Any:
         """The value, decoded here; its exception is raised.
 
@@ -436,23 +458,13 @@ class Run(Exchange):
             The user's own, as itself; ours when there is no result.
         """
         __tracebackhide__ = True
-        outcome = self.outcome
-        assert outcome is not None
-        if isinstance(outcome, RemoteFailure):  # the service was deployed again for this call, or would have been
-            error: BaseException = load_error(outcome, self.target.name)
-        elif isinstance(outcome, Exception):
-            error = outcome
-            if isinstance(error, KubetorchError):
-                drop_frames(error)
-        else:
-            flags, meta, buffers = outcome
-            if not flags & wire.F_ERROR:
-                return decode_value(meta, buffers, self.target.name)
-            error = decode_error(meta, buffers, service=self.target.name, call_id=self.id)
+        value, error = self.answer()
+        if error is None:
+            return value
         try:
             raise error
         finally:
-            del error, outcome  # or the traceback would hold this frame, and this frame the traceback
+            del error  # or the traceback would hold this frame, and this frame the traceback
 
 
 def decode_value(meta: Mapping[str, Any], buffers: Sequence[wire.Buffer], service: str) -> Any:

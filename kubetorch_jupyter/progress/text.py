@@ -91,11 +91,10 @@ class _Terminal:
             self._erase()
 
     def stand_back(self) -> None:
-        """As `erase`, and for a moment nothing is drawn."""
-        if self._lines:
-            with self._lock:
-                self._erase()
-                self._not_before = monotonic() + _STAND_BACK
+        """As `erase`, and for a moment nothing is drawn, not even what is going to be the first row."""
+        with self._lock:
+            self._erase()
+            self._not_before = monotonic() + _STAND_BACK
 
     def _erase(self) -> None:
         if self._drawn:

@@ -227,7 +227,14 @@ class _Writer:
             resume = self._paused and self._put - self._done < _RESUME and self._waiting_size < _HOLD_PACED
             self._paused = self._paused and not resume
         if resume:
-            get_portal().call(hold_reading, False)
+            get_portal().call(self._resume)
+
+    def _resume(self) -> None:
+        """Read on, unless there has come too much again since that was decided; on the portal."""
+        with self._lock:
+            paused = self._paused
+        if not paused:
+            hold_reading(False)
 
     def _serve(self, batch: _Batch) -> None:
         """Write what waits, each output in its turn, as far as the pace allows."""

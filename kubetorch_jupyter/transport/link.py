@@ -35,7 +35,9 @@ log = logging.getLogger(__name__)
 
 #: The longest message, in bytes: several frames in one.
 _MESSAGE = 256 * 1024
-_CONNECT_TIMEOUT = 5.0
+#: How long a try to connect may take, in seconds: the first, and each later one twice as long up to the last. What
+#: isn't answered at all is mostly a connection that got lost on its way, and another one is answered at once.
+_FIRST_TRY, _CONNECT_TIMEOUT = 1.25, 5.0
 #: How long a first connection is tried for, in seconds: the backend has said that the pod accepts sessions.
 _OPEN_TIMEOUT = 10.0
 #: The pause before a second try, and the longest, in seconds.
@@ -145,11 +147,12 @@ class Link:
         deadline = self._loop.time() + limit
         first, longest = _BACKOFF
         pause = min(first * 2.0**tries, longest)
+        patience = _FIRST_TRY
         if tries:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         while True:
             try:
-                await self._connect()
+                await self._connect(min(patience, _CONNECT_TIMEOUT, max(deadline - self._loop.time(), _FIRST_TRY)))
                 return
             except (VersionMismatchError, PodLostError):
                 raise
@@ -166,8 +169,10 @@ class Link:
                     raise self._unreachable(
                         f"could not be reached for {limit:g} s ({why}); {self._endpoint.hint}"
                     ) from e
+                log.info('service "%s" can\'t be reached at the moment: %s', self._endpoint.service, e)
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, longest)
+            patience *= 2
 
     def _unreachable(self, what: str) -> ConnectionFailedError:
         endpoint = self._endpoint
@@ -175,7 +180,7 @@ class Link:
             f'service "{endpoint.service}" at {endpoint.url} {what}', service=endpoint.service, url=endpoint.url
         )
 
-    async def _connect(self) -> None:
+    async def _connect(self, timeout: float) -> None:
         decoder = self._decoder = wire.Decoder()
         ws: WebSocket | None = None
 
@@ -190,20 +195,20 @@ class Link:
 
         welcomed = self._welcomed = self._loop.create_future()
         try:
-            async with asyncio.timeout(_CONNECT_TIMEOUT):
-                ws = await WebSocket.open(self._endpoint, on_data, on_lost)
-                self._ws = ws
-                ws.on_writable = self.flush
-                ws.send(wire.encode(FrameType.HELLO, 0, _hello(self._client)))
+            ws = await WebSocket.open(self._endpoint, on_data, on_lost, timeout)
+            self._ws = ws
+            ws.on_writable = self.flush
+            ws.send(wire.encode(FrameType.HELLO, 0, _hello(self._client)))
+            async with asyncio.timeout(timeout):
                 await welcomed
-                if not self.ready:  # it broke in the same moment
-                    raise self._unreachable("closed the connection")
+            if not self.ready:  # it broke in the same moment
+                raise self._unreachable("closed the connection")
         except BaseException as e:
             self._drop()
             if ws is not None:
                 ws.abort()
             if isinstance(e, TimeoutError) and not isinstance(e, KubetorchError):
-                raise self._unreachable(f"did not answer within {_CONNECT_TIMEOUT:g} s") from None
+                raise self._unreachable(f"did not answer within {timeout:g} s") from None
             raise
         finally:
             self._welcomed = None
@@ -259,6 +264,7 @@ class Link:
             if not self._welcomed.done():
                 self._welcomed.set_exception(self._unreachable(f"closed the connection ({reason})"))
             return
+        log.info('the connection to service "%s" has ended: %s', self._endpoint.service, reason)
         self._owner.on_broken(reason)
         now = self._loop.time()
         if self._trouble is None or now - self._since > _HEALTHY:

@@ -110,28 +110,30 @@ class WebSocket(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, endpoint: Endpoint, on_data: Callable[[bytes], None], on_lost: Callable[[str], None]
+        cls, endpoint: Endpoint, on_data: Callable[[bytes], None], on_lost: Callable[[str], None], timeout: float
     ) -> WebSocket:
-        """Connect and shake hands.
+        """Connect and shake hands, within `timeout` seconds.
+
+        They don't count what gets our credentials, which may be a program that asks a person.
 
         Raises
         ------
         OSError, ConnectionFailedError
-            When nobody answers, or not as a pod does. Trying again may help.
+            When nobody answers (in time: TimeoutError), or not as a pod does. Trying again may help.
         AuthenticationError
             When the token is refused.
         """
         self = cls(endpoint, await endpoint.all_headers(), on_data, on_lost)
         try:
-            await self._connect()
+            await self._connect(timeout)
         except AuthenticationError:
             if not self.stale or endpoint.credentials is None:
                 raise
             self = cls(endpoint, await endpoint.all_headers(True), on_data, on_lost)
-            await self._connect()
+            await self._connect(timeout)
         return self
 
-    async def _connect(self) -> None:
+    async def _connect(self, timeout: float) -> None:
         endpoint = self._endpoint
         parts = urlsplit(endpoint.url)
         secure = parts.scheme == "https"
@@ -140,12 +142,13 @@ class WebSocket(asyncio.Protocol):
         name = (endpoint.tls_name or host) if secure else None
         loop = asyncio.get_running_loop()
         try:
-            if endpoint.proxy is None:
-                await loop.create_connection(lambda: self, host, port, ssl=tls, server_hostname=name)
-            else:
-                sock = await tunnel(endpoint.proxy, host, port)
-                await loop.create_connection(lambda: self, sock=sock, ssl=tls, server_hostname=name)
-            await self._opened
+            async with asyncio.timeout(timeout):
+                if endpoint.proxy is None:
+                    await loop.create_connection(lambda: self, host, port, ssl=tls, server_hostname=name)
+                else:
+                    sock = await tunnel(endpoint.proxy, host, port)
+                    await loop.create_connection(lambda: self, sock=sock, ssl=tls, server_hostname=name)
+                await self._opened
         except BaseException:
             self.abort()
             raise

@@ -32,6 +32,7 @@ from tests.kubernetes import apiserver
 from tests.kubernetes.apiserver import ApiServer, Certificates, forbidden, opened, status
 from tests.kubernetes.strictly import run_strictly
 from tests.scripted import PLAIN, ScriptedCall, ScriptedPod, ScriptedTarget
+from tests.waiting import until
 
 T = TypeVar("T")
 POD = {"metadata": {"name": "train-1-0", "uid": "u1"}}
@@ -93,13 +94,6 @@ def reach(cluster: Cluster, pod: ProxiedPod, **more: Any) -> Endpoint:
 def echo(pod: ProxiedPod, value: T) -> T:
     came: T = invoke(ScriptedTarget(pod), "echo", (value,), {}, PLAIN)
     return came
-
-
-def _until(condition: Callable[[], object], timeout: float = 5) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.005)
 
 
 # -- the proxy ---------------------------------------------------------------------------------------------------------
@@ -358,8 +352,8 @@ def test_a_port_forward_s_listener_ends_with_its_endpoint(server: ApiServer, clu
     assert run(_reachable(number))
     del way
     gc.collect()
-    _until(lambda: not run(_reachable(number)))
-    _until(lambda: server.forwards == 0)
+    until(lambda: not run(_reachable(number)))
+    until(lambda: server.forwards == 0)
     assert not [f for f in get_portal().farewells if "_Listener" in repr(f)]
 
 
@@ -373,6 +367,7 @@ from kubetorch_jupyter.backends.kubernetes.access import endpoint
 from kubetorch_jupyter.backends.kubernetes.client import Cluster
 from kubetorch_jupyter.transport.portal import get_portal
 from kubetorch_jupyter.transport.sharing import get_session
+from tests.waiting import until
 
 async def begin():
     cluster = await Cluster.open({str(path)!r})
@@ -383,7 +378,7 @@ get_portal().run(begin())
     done = run_strictly(code)
     assert done.stderr == ""
     assert (done.returncode, done.stdout) == (0, "")
-    _until(lambda: server.forwards == 0 and not pod.connections)
+    until(lambda: server.forwards == 0 and not pod.connections)
     assert [kind for kind, _, _ in pod.seen if kind is FrameType.GOODBYE]
 
 
@@ -454,5 +449,5 @@ def test_a_slow_reader_holds_a_port_forward_back(server: ApiServer, cluster: Clu
     assert sent == held
     assert held < 64 << 20
     get_portal().loop.call_soon_threadsafe(writer.transport.abort)
-    _until(lambda: server.forwards == 0)
+    until(lambda: server.forwards == 0)
     get_portal().loop.call_soon_threadsafe(listening.close)

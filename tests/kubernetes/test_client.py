@@ -26,6 +26,7 @@ from kubetorch_jupyter.transport.portal import get_portal
 from tests.kubernetes import apiserver
 from tests.kubernetes.apiserver import ApiServer, Certificates, forbidden, opened, status
 from tests.kubernetes.strictly import run_strictly
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -145,13 +146,13 @@ def test_a_watch_gives_changes_as_they_come_and_ends_with_its_connection(server:
             seen.append((what, obj["metadata"]["name"]))
 
     following = get_portal().submit(follow())
-    _until(lambda: server.watches == 1)
+    until(lambda: server.watches == 1)
     assert began == [True]
     server.put("pods", pod("a" * 200_000))
     server.put("jobs", {"metadata": {"name": "j"}})
     server.put("pods", pod("b"))
     server.remove("pods", "b")
-    _until(lambda: len(seen) == 3)
+    until(lambda: len(seen) == 3)
     assert [(what, name[:1]) for what, name in seen] == [("ADDED", "a"), ("ADDED", "b"), ("DELETED", "b")]
     server.cut(half='{"type": "ADDED", "object": {"meta')
     with pytest.raises(ConnectionFailedError, match="broke the connection while we watch pods"):
@@ -596,6 +597,7 @@ import asyncio
 from kubetorch_jupyter.backends.kubernetes.cache import NamespaceCache
 from kubetorch_jupyter.backends.kubernetes.client import Cluster, Kind
 from kubetorch_jupyter.transport.portal import get_portal
+from tests.waiting import until
 
 async def begin():
     cluster = await Cluster.open({str(path)!r})
@@ -610,11 +612,4 @@ get_portal().run(begin())
     done = run_strictly(code)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
     assert time.monotonic() - began < 15
-    _until(lambda: server.watches == 0)
-
-
-def _until(condition: Any, timeout: float = 5) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.005)
+    until(lambda: server.watches == 0)

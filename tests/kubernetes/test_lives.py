@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kubetorch_jupyter.backends.kubernetes import lives
+from kubetorch_jupyter.backends.kubernetes import space as module
+from kubetorch_jupyter.backends.kubernetes.space import Space
+from kubetorch_jupyter.transport.portal import get_portal
 
+from .apiserver import ApiServer, kubeconfig, opened
 from .recordings import recorded
 
 RUNNING = {"running": {"startedAt": "2026-11-27T10:00:00Z"}}
@@ -59,3 +64,23 @@ def test_how_a_worker_s_container_ended() -> None:
     assert (told["cause"], told["signal"]) == ("signal", 9)
     left = {"terminated": {"exitCode": 3, "reason": "Error"}}
     assert lives.worker_end(pod(HELD, left))["exit_code"] == 3
+
+
+def test_a_result_that_comes_late_is_told_of_the_same_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two calls die with one worker; the connection breaks between their results."""
+    monkeypatch.setattr(module, "_EXPLAINED", 0.3)
+    with ApiServer() as server, opened(kubeconfig(tmp_path / "config", server.url)) as cluster:
+        space = Space(cluster, "team")
+
+        def told() -> Any:
+            return get_portal().run(space.explain("p", "train"), 10)
+
+        ended = pod(RUNNING, ENDED, 1)
+        ended["metadata"]["labels"] = {"kubetorch.dev/service": "train"}
+        server.put("pods", ended)
+        first = told()
+        assert first["signal"] == 9
+        assert told() == first
+        monkeypatch.setattr(module, "_TOLD", 0.0)
+        assert told() == {}
+        get_portal().run(space.cache.close(), 10)

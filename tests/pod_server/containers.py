@@ -24,7 +24,8 @@ from kubetorch_jupyter.backends.kubernetes.bundle import Bundle, make_bundle
 from kubetorch_jupyter.shipping import pack
 from pod_server import serialization
 from pod_server.wire import F_BULK, F_ERROR, FrameType
-from tests.pod_server.podtools import TOKEN, Client, until
+from tests.pod_server.podtools import TOKEN, Client
+from tests.waiting import until
 
 T = TypeVar("T")
 

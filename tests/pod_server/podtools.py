@@ -32,6 +32,7 @@ from pod_server.wire import (
     encode_log,
     new_client_id,
 )
+from tests.waiting import until
 
 TOKEN = "t" * 43
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -40,6 +41,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 SERVER = """
 import json, os, signal, sys, traceback
 from pod_server.front import FrontParams, preload, run_front
+from tests.waiting import until
 preload()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:
@@ -184,13 +186,6 @@ class Front:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def until(condition: Callable[[], object], timeout: float = 5.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.005)
 
 
 async def until_async(condition: Callable[[], Any], timeout: float = 5.0) -> Any:

@@ -16,8 +16,9 @@ from websockets.exceptions import ConnectionClosed
 
 from pod_server.processes import start_of
 from pod_server.wire import FrameType
+from tests.waiting import until
 
-from .podtools import ROOT, Client, Front, played, until, until_async
+from .podtools import ROOT, Client, Front, played, until_async
 
 
 @pytest.fixture

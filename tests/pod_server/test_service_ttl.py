@@ -15,7 +15,8 @@ import pytest
 
 from pod_server.__main__ import _parser
 from tests.pod_server.containers import on_a_loop
-from tests.pod_server.podtools import TOKEN, Client, Front, Zygote, until
+from tests.pod_server.podtools import TOKEN, Client, Front, Zygote
+from tests.waiting import until
 
 
 def free_ports(n: int) -> list[int]:

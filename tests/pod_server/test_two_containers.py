@@ -15,7 +15,7 @@ import pytest
 
 from pod_server.codefile import missing, pack
 from tests.pod_server.containers import ISOLATED, Containers, User, load_of, memory_group, of_a_cell, on_a_loop, python
-from tests.pod_server.podtools import until
+from tests.waiting import until
 
 needs_namespaces = pytest.mark.skipif(not ISOLATED, reason="process namespaces are for root, with unshare (util-linux)")
 

@@ -25,6 +25,7 @@ from pod_server import processes
 from pod_server.wire import Decoder, Frame, FrameType, encode
 from pod_server.zygote.child import Poller, fork
 from tests.kernel.harness import leftover_processes
+from tests.waiting import until
 
 CHECKOUT = str(Path(pod_server.__file__).parent.parent)
 
@@ -250,11 +251,15 @@ def test_a_bound_child_dies_with_its_parent(dir: Path) -> None:
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("time_", range(5))
+@pytest.mark.parametrize("time_", range(20))
 def test_killing_a_tree_leaves_nothing(dir: Path, time_: int) -> None:
-    """Also what went into a session of its own, and what forks on and on, faster than anybody looks."""
+    """Also what went into a session of its own, and what forks on and on, faster than anybody looks.
+
+    With so many mappings that a fork takes as long as a look, and is often under way when the signal comes.
+    """
     script = (
-        "import os, subprocess, time\n"
+        "import mmap, os, subprocess, time\n"
+        "maps = [mmap.mmap(-1, 4096, prot=1 + 2 * (i % 2)) for i in range(3_000)]\n"
         "subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
         "if os.fork() == 0:\n"
         "    while True:\n"
@@ -263,8 +268,7 @@ def test_killing_a_tree_leaves_nothing(dir: Path, time_: int) -> None:
         "time.sleep(1000)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script, str(dir)])
-    while len(processes.tree(process.pid)) < 5:
-        time.sleep(0.01)
+    until(lambda: len(processes.tree(process.pid)) >= 5)
 
     def find() -> list[processes.Process]:
         known = processes.table()

@@ -31,6 +31,8 @@ _LOOK = 1.0
 _LAST_LINES = 20
 #: Seconds that it takes until the kubelet has told how a container ended, at most; it looks once a second.
 _EXPLAINED = 3.0
+#: For so many seconds what has been told is the answer to those who hear of that end only later.
+_TOLD = 10.0
 
 
 class Space:
@@ -52,6 +54,8 @@ class Space:
         self._tokens: dict[str, str] = {}
         #: How often a pod's worker container is known to have ended.
         self._ends: dict[str, int] = {}
+        #: When we learned of its last end, and what.
+        self._told: dict[str, tuple[float, Mapping[str, Any]]] = {}
         #: Names of ConfigMaps that were there when we last looked.
         self._seen: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -318,10 +322,13 @@ class Space:
                 last = self.cache.pod(pod)
                 if last is not None and (count := lives.ends(last, names.WORKER)) > known:
                     self._ends[pod] = count
-                    return lives.worker_end(last)
+                    self._told[pod] = time.monotonic(), lives.worker_end(last)
+                    return self._told[pod][1]
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    return {}
+                    # Perhaps another call of that worker has been told before this one's connection was back.
+                    at, end = self._told.get(pod, (float("-inf"), {}))
+                    return end if time.monotonic() - at < _TOLD else {}
                 await self.cache.changed(service, since=version, timeout=left)
 
     # -- pods ----------------------------------------------------------------------------------------------------------
