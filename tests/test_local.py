@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +22,14 @@ import kubetorch_jupyter as kt
 from kubetorch_jupyter.backends import get_backend, local
 from kubetorch_jupyter.backends.base import ServiceSpec
 from kubetorch_jupyter.backends.local import LocalBackend, local_backend
+from kubetorch_jupyter.backends.zygotes import RootZygote, ZygoteEnded
 from kubetorch_jupyter.transport.endpoint import Endpoint
 from kubetorch_jupyter.transport.portal import get_portal
 from pod_server import processes
 from tests.kernel.harness import leftover_files
 from tests.local import Client, Lines, alive, apply, delete, find, pids, record_of, runtime, wait_gone
 from tests.promises import promise
+from tests.waiting import until
 
 __all__ = ["runtime"]  # a fixture
 
@@ -344,6 +348,36 @@ def test_a_zygote_that_died_is_replaced(runtime: Path) -> None:
     assert first is not None, "its pods live on"
     apply("t-two")
     delete("t-one")
+
+
+def test_a_zygote_that_dies_before_it_hears_of_a_deploy(runtime: Path) -> None:
+    apply("t-one")
+    [task] = local_backend()._zygotes.values()
+    zygote = task.result()
+    os.kill(zygote._process.pid, signal.SIGSTOP)
+    deploying = concurrent.futures.ThreadPoolExecutor().submit(apply, "t-two")
+    until(lambda: zygote._waiting)
+    os.kill(zygote._process.pid, signal.SIGKILL)
+    deploying.result(20)
+    [task] = local_backend()._zygotes.values()
+    assert task.result() is not zygote
+    delete("t-one")
+    delete("t-two")
+
+
+def test_zygotes_that_die_again_and_again(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    async def request(self: object, op: str, *args: Any, **fields: Any) -> None:
+        tries.append(op)
+        raise ZygoteEnded("it has ended")
+
+    monkeypatch.setattr(RootZygote, "request", request)
+    with pytest.raises(kt.StartupError, match="it has ended") as caught:
+        apply("t-one")
+    assert type(caught.value) is kt.StartupError
+    assert tries.count("spawn_pod") == 2
+    assert leftover_files(runtime) == []
 
 
 def test_a_launch_timeout(runtime: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from .notes import local_findings, no_volumes
 from .pods import changes, front_params, pod_env, pod_spec, unused_kubeconfig
 from .registry import Record
 from .spawning import begin_anew, environment, process_env
-from .zygotes import RootZygote
+from .zygotes import RootZygote, ZygoteEnded
 
 __all__ = ["LocalBackend", "shutdown"]
 
@@ -138,10 +139,18 @@ class LocalBackend:
     async def _apply(self, spec: ServiceSpec, progress: Progress) -> Revision:
         wanted = pod_spec(spec)
         available = await asyncio.to_thread(gpus.devices) if wanted["gpus"] else []
+        zygotes_lost = 0
         while True:
             record, ours = await self._claim(spec, wanted, available)
             if ours:
-                return _Pod(self, await self._start(record, spec, progress), new=True)
+                try:
+                    return _Pod(self, await self._start(record, spec, progress), new=True)
+                except ZygoteEnded as e:
+                    # Killed since the last deploy, and that it is dead we hear only now: another is made. Not for ever.
+                    zygotes_lost += 1
+                    if zygotes_lost > 1:
+                        raise StartupError(e.message, service=spec.name, traceback=e.traceback) from None
+                    continue
             state = record.state
             if state == "foreign":
                 there = record.service["machine"]["host"]
@@ -249,7 +258,7 @@ class LocalBackend:
             await self._to_its_end(self._clean_up(record, zygote))
             if isinstance(e, StartupError):
                 known = f'service "{spec.name}"' in e.message
-                raise StartupError(
+                raise (ZygoteEnded if isinstance(e, ZygoteEnded) else StartupError)(
                     e.message if known else f'the pod of service "{spec.name}" did not start: {e.message}',
                     service=spec.name,
                     traceback=e.traceback,
@@ -260,8 +269,10 @@ class LocalBackend:
 
     async def _clean_up(self, record: Record, zygote: RootZygote | None) -> None:
         if zygote is not None and not zygote.closed:
-            # Over the socket that the order to start went over: it can't be overtaken by it.
-            await zygote.request("kill_pod", dir=str(record.dir))
+            # Over the socket that the order to start went over: it can't be overtaken by it. When it ends before it
+            # answers, what it may have started is ended like any other pod, below.
+            with contextlib.suppress(ZygoteEnded):
+                await zygote.request("kill_pod", dir=str(record.dir))
         left = await asyncio.to_thread(registry.read, record.name)
         if left is not None and left.incarnation == record.incarnation:
             await self._end(left)

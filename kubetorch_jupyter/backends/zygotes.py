@@ -17,9 +17,13 @@ from pod_server.wire import Decoder, Frame, FrameType, WireError, encode
 from ..errors import StartupError
 from .spawning import Spawned, spawn, take
 
-__all__ = ["RootZygote"]
+__all__ = ["RootZygote", "ZygoteEnded"]
 
 log = logging.getLogger(__name__)
+
+
+class ZygoteEnded(StartupError):
+    """The process has ended, perhaps before it heard what was asked of it."""
 
 
 class RootZygote:
@@ -141,10 +145,10 @@ class RootZygote:
             # Nobody waits for the answer to `init`; what it couldn't import every later request will miss too.
             log.error("the local zygote: %s", meta["error"].get("message"))
 
-    def _ended(self, why: str = "") -> StartupError:
+    def _ended(self, why: str = "") -> ZygoteEnded:
         said = self.stderr()
         last = f": {said.strip().splitlines()[-1]}" if said.strip() else ""
-        return StartupError(
+        return ZygoteEnded(
             f"the process that starts local pods has ended{f' ({why})' if why else ''}{last}", traceback=said or None
         )
 
