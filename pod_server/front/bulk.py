@@ -109,7 +109,7 @@ class BulkStore:
         self._in_memory = self.dir.startswith("/dev/shm/")
         self._n = 0
         self._uploads: dict[tuple[str, int], Upload] = {}
-        self._announced: dict[tuple[str, int], asyncio.Future[None]] = {}
+        self._announced: dict[tuple[str, int], list[asyncio.Future[None]]] = {}
         #: What may be fetched.
         self._offered: set[str] = set()
         self.handover = Handover(self.dir)
@@ -218,9 +218,9 @@ class BulkStore:
     def expect(self, client: str, channel: int, upload: Upload) -> None:
         """A call's payload is coming beside the session."""
         self._uploads[client, channel] = upload
-        waiting = self._announced.pop((client, channel), None)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
+        for waiting in self._announced.pop((client, channel), ()):
+            if not waiting.done():
+                waiting.set_result(None)
 
     def expects(self, client: str, channel: int) -> bool:
         """Whether a call's payload has not come (whole) yet."""
@@ -291,11 +291,18 @@ class BulkStore:
         """The upload's call, which may come a little later than the upload: they use two connections."""
         key = (client, channel)
         if key not in self._uploads:
-            future = self._announced.setdefault(key, asyncio.get_running_loop().create_future())
+            # Each attempt has its own: the first is given up before a second one.
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting = self._announced.setdefault(key, [])
+            waiting.append(future)
             try:
-                await asyncio.wait_for(asyncio.shield(future), _PATIENCE)
+                await asyncio.wait_for(future, _PATIENCE)
             except asyncio.TimeoutError:
-                self._announced.pop(key, None)
+                pass
+            finally:
+                waiting.remove(future)
+                if not waiting and self._announced.get(key) is waiting:
+                    del self._announced[key]
         return self._uploads.get(key)
 
     async def _write(self, name: str, upload: Upload, turn: int, receive: Receive) -> int | None:

@@ -212,6 +212,7 @@ class Calls:
         else:
             record.state = State.CANCELLING
             record.worker.send(encode(FrameType.CANCEL, record.number, {"reason": reason}))
+            self._less(record.worker)
 
     def credit(self, session: Session, channel: int, n: int) -> None:
         """The reader takes `n` more items."""
@@ -336,9 +337,7 @@ class Calls:
                 record = worker.calls.pop(frame.channel, None)
                 if record is not None:
                     self.result(record, frame)
-                    worker.less()
-                    if worker.retired:
-                        self._pod.supervisor.settle(worker)
+                    self._less(worker)
                 else:
                     self._pod.supervisor.loaded(worker, frame)
             elif kind is FrameType.LOG:
@@ -418,6 +417,14 @@ class Calls:
             self._pod.bulk.give_up(record.client.id, record.seq)
         record.cancelled = "timeout"
         self.fail(record, {"type": "CallTimeoutError", "timeout": timeout})
+        if record.worker is not None:
+            self._less(record.worker)
+
+    def _less(self, worker: Worker) -> None:
+        """A call of a worker has ended, or is waited for only for a while: who waits for that looks again."""
+        worker.less()
+        if worker.retired:
+            self._pod.supervisor.settle(worker)
 
     def fail(self, record: Record, error: dict[str, Any], state: str = State.FAILED) -> None:
         """End a call with an error of ours."""

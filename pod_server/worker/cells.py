@@ -98,6 +98,9 @@ class CellThread:
         job = _Job(self, main, home)
         log = current_log.get()
         if log is not None:
+            # What a cell has left running prints in a later cell, when this one has ended, or else into the service's
+            # own log.
+            log.will = lambda: next((each for each in reversed(tuple(self._logs)) if each.heir is None), log.service)
             self._logs.append(log)
         self.loop.call_soon_threadsafe(contextvars.copy_context().run, job.start)
         told = home.call_later(_PATIENCE, job.tell)
@@ -117,12 +120,7 @@ class CellThread:
         finally:
             told.cancel()
             if log is not None:
-                home.call_soon(self._bequeath, log)  # when the call has ended, right after this
-
-    def _bequeath(self, log: Log) -> None:
-        """What a cell has left running prints in a later cell from now on, or else into the service's own log."""
-        self._logs.remove(log)
-        log.heir = lambda: next(reversed(tuple(self._logs)), log.service)
+                home.call_soon(self._logs.remove, log)  # when the call has ended, right after this
 
 
 class _Job:
@@ -139,6 +137,8 @@ class _Job:
         self._task: asyncio.Task[None] | None = None
         self._armed = False
         self._interrupted = False
+        #: It is to be cancelled where it waits, which has not been done yet.
+        self._due = False
         self._begun = False
 
     # -- in the thread -----------------------------------------------------------------------------------------------
@@ -218,6 +218,10 @@ class _Job:
                 if self._interrupted:
                     self._main.close()
                     raise Cancelled
+            elif self._due:
+                # What it waited for was there, and the loop comes to it before it comes to our cancel.
+                self._due = False
+                raise Cancelled
             self._thread.call = self
             self._armed = True
 
@@ -240,7 +244,14 @@ class _Job:
             if self._armed:
                 raise_cancelled(self._thread.ident, self._thread)
             elif self._task is not None:
-                self._thread.loop.call_soon_threadsafe(self._task.cancel)
+                self._due = True
+                self._thread.loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        with self._lock:
+            due, self._due = self._due, False
+        if due and self._task is not None:
+            self._task.cancel()
 
     def raise_cancelled(self) -> None:
         """Raise `Cancelled` in its code, if that runs at this moment."""

@@ -100,7 +100,9 @@ def _follow(process: subprocess.Popen[bytes], r: int, take: Callable[[bytes], No
     closed, deadline = False, 0.0
     try:
         while True:
-            readable = any(fd == r for fd, _ in poll.poll(1000 * _LOOK))
+            # Asked before the look, so that all it wrote itself is in the pipe by then.
+            over = process.poll() is not None
+            readable = any(fd == r for fd, _ in poll.poll(0 if over else 1000 * _LOOK))
             if readable:
                 data = os.read(r, _READ)
                 if data:
@@ -108,11 +110,11 @@ def _follow(process: subprocess.Popen[bytes], r: int, take: Callable[[bytes], No
                 else:
                     closed = True
                     poll.unregister(r)
-            if process.poll() is None:
+            if not over:
                 continue
             if closed:
                 return True
-            # Its children may hold the pipe for ever, and fill it; what it wrote itself is in there by now.
+            # Its children may hold the pipe for ever, and fill it.
             deadline = deadline or time.monotonic() + _AFTERWARDS
             if not readable or time.monotonic() > deadline:
                 return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import contextlib
 import contextvars
 import inspect
 import os
@@ -357,10 +358,12 @@ class Dispatcher:
             result = result_frame(call, outcome, self.bulk)
         self._take_output(call)
         call.end()
-        self.running.pop(call.id, None)
+        # Not while the pump gives this call what it has read.
+        with self.pump.lock if self.pump is not None else contextlib.nullcontext():
+            self.running.pop(call.id, None)
         self.calls.pop(call.id, None)
         self._release(call)
-        call.log.flush(frame=result)
+        call.log.end(result)
 
     def blunder(self, call: Call) -> None:
         """End a call that `finish` could not end, because of the error that is being handled: one of our own."""

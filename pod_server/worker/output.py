@@ -66,7 +66,7 @@ class Log:
         The call's number; 0 is the service's own log.
     """
 
-    __slots__ = ("_busy", "_hub", "_last", "_parts", "_queued", "channel", "figures", "heir", "lock", "readers")
+    __slots__ = ("_busy", "_hub", "_last", "_parts", "_queued", "channel", "figures", "heir", "lock", "readers", "will")
 
     def __init__(self, hub: LogHub, channel: int) -> None:
         self._hub = hub
@@ -80,7 +80,8 @@ class Log:
         self.readers: Readers | None = None
         #: matplotlib's figures of this call by their number, see `mpl_backend`.
         self.figures: collections.OrderedDict[int, Any] | None = None
-        #: After its call has ended: gives the log that goes on for it, see `cells`.
+        #: Of a cell, see `cells`: gives the log that goes on for it when its call has ended, and that from then on.
+        self.will: Callable[[], Log] | None = None
         self.heir: Callable[[], Log] | None = None
 
     @property
@@ -90,8 +91,7 @@ class Log:
 
     def write(self, kind: LogKind, data: bytes) -> None:
         """Put output in line; from any thread."""
-        if self.heir is not None:
-            self.heir().write(kind, data)
+        if self.will is not None and self._bequeathed(kind, data):
             return
         if self._hub.link.writing_here:
             # Who has our lock may wait for this very thread to have written: the flusher takes it.
@@ -101,6 +101,21 @@ class Log:
         if self.readers:
             self.drain()
         self.put(kind, data)
+
+    def _bequeathed(self, kind: LogKind, data: bytes) -> bool:
+        """Write to the heir, or here while there is none; False if that can't be waited for."""
+        if self.heir is None:
+            if self._hub.link.writing_here:
+                return False
+            with self.lock:  # or it might end between the look and the write
+                settle()
+                if self.heir is None:
+                    if self.readers:
+                        self.drain()
+                    self.put(kind, data)
+                    return True
+        self.heir().write(kind, data)
+        return True
 
     def put(self, kind: LogKind, data: bytes) -> None:
         """As `write`, without a look at the child processes first."""
@@ -148,6 +163,12 @@ class Log:
                 link.post((frame,))
             if write:
                 link.flush(wait)
+
+    def end(self, result: bytes) -> None:
+        """Send what is in line and then the RESULT, after which nothing more comes."""
+        with self.lock:
+            self.flush(frame=result)
+            self.heir = self.will
 
     def _frames(self) -> list[bytes]:
         """The frames of all that is in line; the lock is held."""

@@ -27,6 +27,8 @@ __all__ = ["Pump", "Readers"]
 _READ = 65536
 #: Most that one look at a pipe takes; more than a pipe holds, so that all that was written before the look is taken.
 _MOST = 1 << 20
+#: How long the process's end waits for the thread that reads the pipes, in seconds.
+_FAREWELL = 1.0
 _F_SETPIPE_SZ = 1031
 _KINDS = (LogKind.STDOUT, LogKind.STDERR)
 
@@ -189,6 +191,8 @@ class Pump:
 
         Not while its lock is held: the pump may be reading what is nobody's and wait for it, to put it there.
         """
+        if self.forked:
+            return  # the pipes are the parent's, and the lock may be held for ever: by a thread that wasn't forked
         self._c_output.flush()
         found = [reader for fd in self._poller.poll(0) if (reader := self._readers.get(fd)) is not None]
         if not found:
@@ -199,6 +203,19 @@ class Pump:
             for reader in found:
                 if reader.log is log or reader.log is None:
                     reader.read()
+
+    def take_all(self) -> None:
+        """Take what was written up to now, whoever's it is: this process is about to end."""
+        # Not for ever: who ends the process may hold the lock of a log that the pump waits for (a finalizer that does).
+        if not self.lock.acquire(timeout=_FAREWELL):
+            return
+        try:
+            for fd in self._poller.poll(0):
+                reader = self._readers.get(fd)
+                if reader is not None:
+                    reader.read()
+        finally:
+            self.lock.release()
 
     # -- child processes ---------------------------------------------------------------------------------------------
 

@@ -147,32 +147,36 @@ class Pool:
     def serve(self, thread: PoolThread) -> None:
         """The life of a thread."""
         run, lock, queue, wake = self._run, self._lock, self._queue, thread.wake
+        job = thread.job
         while True:
-            if thread.job is None:
+            if job is None:
                 with lock:
                     self._coming = False
-                    self._take(thread)
+                    job = self._take(thread)
                 if queue:
                     self._summon()
-            while thread.job is not None:
-                run(thread.job, thread)
+            while job is not None:
+                run(job, thread)
                 with lock:
                     thread.job = None
                     if thread.abandoned:
                         return
                     if thread.counted:
                         self._busy -= 1
-                    self._take(thread)
+                    job = self._take(thread)
+            # Not a look at `thread.job` before: whoever takes it from the idle ones sets that, and then wakes it.
             wake.acquire()
+            job = thread.job
 
-    def _take(self, thread: PoolThread) -> None:
+    def _take(self, thread: PoolThread) -> Call | None:
         """Give a thread a call that waits, or count it as idle; the lock is held."""
         thread.counted = bool(self._queue) and self._busy < self.limit
-        if thread.counted:
-            thread.job = self._queue.popleft()
-            self._busy += 1
-        else:
+        if not thread.counted:
             self._idle.append(thread)
+            return None
+        thread.job = self._queue.popleft()
+        self._busy += 1
+        return thread.job
 
     def abandon(self, thread: PoolThread, call: Call) -> None:
         """Give the place of the thread that runs `call` to another: the call was cancelled and doesn't end.

@@ -206,8 +206,9 @@ class _Worker:
         def leave(status: int) -> NoReturn:
             """Exit to the system with specified status, without normal exit processing."""
             if not self._pump.forked:
-                logs = {self._hub.current(), *(call.log for call in list(self._dispatcher.running.values()))}
-                self._hub.flush_all(logs)
+                self._pump.take_all()
+                running = (call.log for call in list(self._dispatcher.running.values()))
+                self._hub.flush_all({self._hub.current(), self._hub.service, *running})
                 self._link.finish()
             _exit(status)
 

@@ -222,7 +222,8 @@ class PodZygote:
         self._tell_deaths()
 
     def _tell_deaths(self) -> None:
-        for worker in [w for w in self.workers.values() if w.status is not None]:
+        # Until there are none: while what one has left is killed, another may end, and is only noted then.
+        while (worker := next((w for w in self.workers.values() if w.status is not None), None)) is not None:
             # First what it left, so that the next worker finds memory, ports and GPUs free.
             self.kill(lambda worker=worker: self._started_by(worker), 2.0)
             del self.workers[worker.pid]

@@ -480,29 +480,6 @@ def test_c_code_in_two_calls_is_the_later_ones(front: FakeFront) -> None:
     assert sorted(second.text().splitlines()) == ["first", "second"]
 
 
-def test_what_the_pump_has_read_is_still_its_calls(front: FakeFront) -> None:
-    def write() -> None:
-        import gc
-
-        from pod_server.worker.pipes import Pump
-
-        (pump,) = (o for o in gc.get_objects() if type(o) is Pump)
-        owner = pump.owner
-        read = threading.Event()
-
-        def late() -> Any:  # the pump has taken the bytes out of the pipe, and this call comes to its end meanwhile
-            read.set()
-            time.sleep(0.1)
-            pump.owner = owner
-            return owner()
-
-        pump.owner = late
-        os.write(1, b"raw\n")
-        assert read.wait(5)
-
-    assert run(front, write).text() == "raw\n"
-
-
 def test_output_of_nobody_is_the_services() -> None:
     def write() -> None:
         def later() -> None:
