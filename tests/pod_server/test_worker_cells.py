@@ -7,6 +7,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,14 @@ from pod_server.wire import LogKind
 from .fake_front import Failed, FakeFront, Record
 
 _numbers = itertools.count(1)
+
+#: A cell that blocks until that file is there.
+BLOCKS = """
+import os, time
+print('begun')
+while not os.path.exists({!r}):
+    time.sleep(0.01)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,22 +76,26 @@ def test_the_last_expression_is_shown(front: FakeFront) -> None:
 def test_a_task_goes_on_in_the_next_cell(front: FakeFront) -> None:
     run(
         front,
-        "import asyncio\nasync def tick():\n    for i in range(3):\n        await asyncio.sleep(0.02)\n"
-        "        print('tick', i)\n    return 'ticked'\ntask = asyncio.create_task(tick())",
+        "import asyncio\nnext_cell = asyncio.Event()\nasync def tick():\n    for i in range(2):\n"
+        "        await asyncio.sleep(0.02)\n        print('tick', i)\n    await next_cell.wait()\n"
+        "    print('tick 2')\n    return 'ticked'\ntask = asyncio.create_task(tick())",
     )
-    record = begin(front, "await task")
+    record = begin(front, "next_cell.set()\nawait task")
     record.wait()
     # What it prints after its own cell has ended is seen in the one that runs then.
     assert record.text(LogKind.STDOUT).endswith("tick 2\n")
     assert [d["data"]["text/plain"] for d in record.displays()] == ["'ticked'"]
 
 
-def test_what_is_left_running_prints_into_the_service_log(front: FakeFront) -> None:
+def test_what_is_left_running_prints_into_the_service_log(front: FakeFront, tmp_path: Path) -> None:
+    go = tmp_path / "go"
     run(
         front,
-        "import asyncio\nasync def late():\n    await asyncio.sleep(0.1)\n    print('late')\n"
-        "t = asyncio.create_task(late())",
+        "import asyncio, os\nasync def late():\n"
+        f"    while not os.path.exists({str(go)!r}):\n        await asyncio.sleep(0.01)\n"
+        "    await asyncio.sleep(0.1)\n    print('late')\nt = asyncio.create_task(late())",
     )
+    go.touch()  # the cell has its result; a moment later it has been forgotten, too
     front.service.until(lambda r: "late\n" in r.text())
 
 
@@ -159,12 +172,13 @@ def test_a_cell_fails_alone(front: FakeFront, source: str, what: str) -> None:
     assert other.text(LogKind.STDOUT) == "whole\n"
 
 
-def test_a_cell_that_blocks_blocks_no_other_call(front: FakeFront) -> None:
-    record = begin(front, "import time\nprint('begun')\ntime.sleep(0.5)")
+def test_a_cell_that_blocks_blocks_no_other_call(front: FakeFront, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    record = begin(front, BLOCKS.format(str(go)))
     record.until(lambda r: "begun" in r.text())
-    began = time.monotonic()
     assert isinstance(front.call(_f="names"), dict)
-    assert time.monotonic() - began < 0.4
+    assert record.ended is None
+    go.touch()
     record.wait()
 
 
@@ -205,11 +219,9 @@ def test_cancel(front: FakeFront, source: str) -> None:
     record = begin(front, "print('begun', flush=True)\n" + source)
     record.until(lambda r: "begun" in r.text())
     time.sleep(0.05)
-    began = time.monotonic()
     record.cancel()
     with pytest.raises(Failed, match="CallCancelledError"):
         record.wait(3)
-    assert time.monotonic() - began < 1.5
     assert run(front, "print('next')") == "next\n"
 
 
@@ -227,24 +239,29 @@ def test_a_cancel_that_is_swallowed(front: FakeFront) -> None:
     assert run(front, "print('next')") == "next\n"
 
 
-def test_cancel_before_it_began(front: FakeFront) -> None:
-    blocks = begin(front, "import time\nprint('begun')\ntime.sleep(0.4)")
+def test_cancel_before_it_began(front: FakeFront, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    blocks = begin(front, BLOCKS.format(str(go)))
     blocks.until(lambda r: "begun" in r.text())
     waits = begin(front, "print('must not run')")
     time.sleep(0.05)
     waits.cancel()
+    time.sleep(0.5)  # it goes through three threads before it is where the cell is
+    go.touch()
     with pytest.raises(Failed, match="CallCancelledError"):
         waits.wait(3)
     blocks.wait()
     assert waits.text() == ""
 
 
-def test_a_cell_in_line_is_told_why(front: FakeFront) -> None:
-    blocks = begin(front, "import time\ntime.sleep(1.5)")
+def test_a_cell_in_line_is_told_why(front: FakeFront, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    blocks = begin(front, BLOCKS.format(str(go)))
     waits = begin(front, "print('at last')")
+    waits.until(lambda r: "waiting for another cell" in r.text(LogKind.STDERR))
+    go.touch()
     waits.wait()
     blocks.wait()
-    assert "waiting for another cell" in waits.text(LogKind.STDERR)
     assert waits.text(LogKind.STDOUT) == "at last\n"
 
 
@@ -343,9 +360,9 @@ def test_timed(front: FakeFront) -> None:
 
 
 def test_memory_is_flat_over_many_cells(front: FakeFront) -> None:
-    def resident() -> int:
-        with open(f"/proc/{front.process.pid}/statm") as f:
-            return int(f.read().split()[1]) * 4096
+    def heap() -> int:
+        with open(f"/proc/{front.process.pid}/smaps_rollup") as f:
+            return sum(int(line.split()[1]) * 1024 for line in f if line.startswith("Anonymous:"))
 
     def many(n: int) -> None:
         for start in range(0, n, 50):
@@ -353,6 +370,10 @@ def test_memory_is_flat_over_many_cells(front: FakeFront) -> None:
                 record.wait()
 
     many(500)
-    before = resident()
-    many(1500)
-    assert (resident() - before) / 1500 < 1000, "bytes a cell"
+    sizes = [heap()]
+    for _ in range(2):
+        many(1500)
+        sizes.append(heap())
+    # The smaller one: a thread's arena comes once, a leak comes every time.
+    grown = min(after - before for before, after in itertools.pairwise(sizes))
+    assert grown / 1500 < 1000, "bytes a cell"

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ import pytest
 from pod_server.wire import Decoder, FrameType, LogDecoder, LogKind, encode, encode_log
 from pod_server.worker.link import Link
 from pod_server.worker.output import Log, LogHub
+from tests.waiting import until
 
 from .fake_front import FakeFront
 
@@ -103,23 +105,25 @@ class pytest_raises:
 
 
 def test_first_line_comes_at_once(front: FakeFront) -> None:
-    def write() -> float:
+    def write(wait: float) -> float:
         at = time.monotonic()
         print("now")
-        time.sleep(0.2)
+        time.sleep(wait)
         print("then")
-        time.sleep(0.05)
+        time.sleep(wait)
         return at
 
     front.deploy(write)
+    record = front.start(0.5)
+    record.wait()
+    assert len(record.times) == 2
+    assert record.ended is not None
+    assert record.ended - record.times[1] > 0.03
     waits = []
-    for _ in range(5):
-        record = front.start()
+    for _ in range(20):  # one that nothing disturbs is enough
+        record = front.start(0.01)
         at = record.wait()
-        assert len(record.times) == 2
         waits.append(record.times[0] - at)
-        assert record.ended is not None
-        assert record.ended - record.times[1] > 0.03
     print(f"a line after {min(waits) * 1000:.2f} to {max(waits) * 1000:.2f} ms")
     assert min(waits) < 0.003
 
@@ -214,8 +218,9 @@ def test_logging_and_warnings(front: FakeFront) -> None:
 
         logging.getLogger("x").warning("logged")
         warnings.warn("warned", stacklevel=1)
-        threading.Thread(target=lambda: 1 / 0).start()
-        time.sleep(0.05)
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
 
     record = run(front, write)
     text = record.text(ERR)
@@ -224,21 +229,24 @@ def test_logging_and_warnings(front: FakeFront) -> None:
     assert "ZeroDivisionError" in text
 
 
-def test_output_after_the_end(front: FakeFront) -> None:
-    def write() -> None:
+def test_output_after_the_end(front: FakeFront, tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
         def late() -> None:
-            time.sleep(0.1)
+            until((folder / "late").exists)
             print("late")
             subprocess.run(["echo", "later"], check=True)
 
         threading.Thread(target=late).start()
-        subprocess.Popen(["sh", "-c", "sleep 0.2; echo orphan"])
+        subprocess.Popen(["sh", "-c", "until [ -e orphan ]; do sleep 0.01; done; echo orphan"], cwd=folder)
         print("early")
 
-    record = run(front, write)
+    record = run(front, write, tmp_path)
     assert record.text() == "early\n"
     front.deploy(lambda: print("other"))
     front.call()
+    (tmp_path / "late").touch()
+    record.until(lambda r: "later" in r.text())
+    (tmp_path / "orphan").touch()
     record.until(lambda r: "orphan" in r.text())
     assert record.text() == "early\nlate\nlater\norphan\n"
 
@@ -464,33 +472,35 @@ def test_an_item_is_pickled_by_a_thread_that_prints(front: FakeFront) -> None:
     assert record.text() == "pickling\nafter\n"
 
 
-def test_c_code_in_two_calls_is_the_later_ones(front: FakeFront) -> None:
-    def write(name: str, wait: float) -> None:
-        time.sleep(wait)
+def test_c_code_in_two_calls_is_the_later_ones(front: FakeFront, tmp_path: Path) -> None:
+    def write(name: str, folder: Path) -> None:
+        print("began")
+        until((folder / name).exists)
         os.write(1, f"{name}\n".encode())
-        time.sleep(0.1)
 
     front.deploy(write)
-    first = front.start("first", 0.15)
-    time.sleep(0.05)
-    second = front.start("second", 0.2)
-    first.wait()
-    second.wait()
-    assert first.text() == ""
-    assert sorted(second.text().splitlines()) == ["first", "second"]
+    records = []
+    for name in ("first", "second"):
+        records.append(front.start(name, tmp_path))
+        records[-1].until(lambda r: "began" in r.text())
+    for name, record in zip(("first", "second"), records, strict=True):
+        (tmp_path / name).touch()
+        record.wait()
+    assert [r.text() for r in records] == ["began\n", "began\nfirst\nsecond\n"]
 
 
-def test_output_of_nobody_is_the_services() -> None:
-    def write() -> None:
+def test_output_of_nobody_is_the_services(tmp_path: Path) -> None:
+    def write(go: Path) -> None:
         def later() -> None:
-            time.sleep(0.1)
+            until(go.exists)
             os.write(1, b"nobody\n")
 
         threading.Thread(target=later).start()
 
     with FakeFront() as front:
         front.deploy(write)
-        front.call()
+        front.call(tmp_path / "go")
+        (tmp_path / "go").touch()
         front.service.until(lambda r: r.text() == "nobody\n")
 
 
