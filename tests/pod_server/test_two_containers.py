@@ -248,7 +248,7 @@ def test_sigterm_before_there_is_a_front() -> None:
 
 @on_a_loop
 async def test_the_time_to_live_completes_both() -> None:
-    with Containers("--ttl", "0.5") as pod:
+    with Containers("--ttl", "3") as pod:
         pod.start()
         async with user(pod) as me:
             await me.deploy(where)
