@@ -146,7 +146,7 @@ def _record(handle: Any, sent: list[bytes]) -> list[Frame]:
     assert kt.calls(service.name)
     service.events()
     with pytest.raises(kt.CallTimeoutError):
-        handle.options(timeout=0.02)("sleep", 0.1)
+        handle.options(timeout=0.02)("sleep", 2)  # which ends it, also when it is held again
     decoder = wire.Decoder()
     frames = [frame for data in sent for frame in decoder.feed(data)]
     # In an order that doesn't depend on how fast it was: the seed is to decide everything.

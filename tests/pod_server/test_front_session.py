@@ -538,7 +538,8 @@ def test_fuzzed_sessions_while_a_neighbour_works() -> None:
                 await asyncio.wait_for(bad.ws.close(), 5)
             assert bad.task is not None
             await asyncio.wait_for(bad.task, 5)
-            assert bad.code in (1000, 1002, 1005), bad.code
+            # The last: it has closed, and more was sent to it before that was known here.
+            assert bad.code in (1000, 1002, 1005, 1006), bad.code
 
         task = asyncio.create_task(neighbour())
         before = front.memory()
@@ -570,7 +571,7 @@ def test_the_end_is_told(reason: str) -> None:
         assert client.goodbye is not None
         assert client.goodbye["error"] == "PodTerminatedError"
         assert [e["event"] for e in client.events][-1] == "stopping"
-        assert front.ended(2)
+        await until_async(front.ended)  # it waits for the workers, which are played here
         assert front.status == 0
 
     play(scenario)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -26,6 +28,7 @@ from pod_server.worker.calls import CallError
 from pod_server.worker.commands import Ended, run_command
 from pod_server.worker.layers import Layer, Layers
 from pod_server.worker.steps import Steps, requirement
+from tests.waiting import until
 
 from .fake_front import ROOT, Failed, FakeFront
 
@@ -65,29 +68,27 @@ def test_long_output_is_handed_on_and_the_end_of_it_kept() -> None:
     assert len(ended.tail) == 8192
 
 
-@pytest.mark.parametrize("left", ["sleep 0.6; echo later", "yes | head -c 30000000 >/dev/null; yes"])
-def test_what_is_left_in_the_background_holds_up_nobody(left: str) -> None:
+@pytest.mark.parametrize(
+    ("left", "last"), [("echo later", "true"), ("yes", ': >"$GO"; sleep 0.2')], ids=["quiet", "floods"]
+)
+def test_what_is_left_in_the_background_holds_up_nobody(left: str, last: str, tmp_path: Path) -> None:
+    """Neither what is quiet until later, nor what fills the pipe before the command's end."""
     out = Output()
+    go = tmp_path / "go"
     began = time.monotonic()
-    ended = out.run(f"({left}) & echo $!; echo now")
-    assert time.monotonic() - began < 0.55
+    wait = 'for _ in $(seq 500); do [ -e "$GO" ] && break; sleep 0.02; done'
+    ended = out.run(f"({wait}; {left}) & echo $!; echo now; {last}", GO=str(go))
+    took = time.monotonic() - began
     pid, now = out.data.split(b"\n")[:2]
+    group = os.getpgid(int(pid))
     try:
+        assert took < 5
         assert (ended.code, now) == (0, b"now")
-        deadline = time.monotonic() + 5
-        while not out.later:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        go.touch()
+        until(lambda: out.later)
     finally:
-        for process in (p for p in psutil.process_iter() if _group(p.pid) == _group(int(pid))):
-            process.kill()
-
-
-def _group(pid: int) -> int:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return -1
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def test_a_command_that_closes_its_output_is_waited_for() -> None:
