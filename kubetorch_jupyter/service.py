@@ -215,7 +215,7 @@ class Service:
 
     async def _deploy_again(self, lost: Replicas, reason: str) -> Replicas:
         async with self._lock:
-            if self._replicas is lost:
+            if self._replicas is lost and not self.torn_down:
                 self._reviving = asyncio.current_task()
                 try:
                     await self._revive(lost, reason)
@@ -224,7 +224,7 @@ class Service:
                         raise
                 finally:
                     self._reviving = None
-            if self._replicas is None:  # `teardown` came meanwhile
+            if self.torn_down or self._replicas is None:
                 raise self._torn_down()
             return self._replicas
 
@@ -338,15 +338,14 @@ class Service:
     async def teardown_async(self) -> None:
         """`teardown`, on the portal."""
         self.torn_down = True
-        replicas, self._replicas = self._replicas, None
-        if replicas is not None:
-            await replicas.close()
         if self._reviving is not None:
             # Or it would come back after this. It removes what it has made itself.
             self._reviving.cancel()
-            async with self._lock:
-                pass
-        await self.backend.delete(self.name)
+        async with self._lock:
+            replicas, self._replicas = self._replicas, None
+            if replicas is not None:
+                await replicas.close()
+            await self.backend.delete(self.name)
 
     def curl(self) -> str:
         """The shell line that calls this service: JSON in, JSON out. The token is read where it stands, not shown.

@@ -134,6 +134,7 @@ def test_a_teardown_ends_what_brings_the_service_back(cells: Cells, tmp_path: Pa
     assert slow.get() == 1
     (tmp_path / "wait").touch()
     kill_pod("slow")
+    until(lambda: slow.service.live is None)
     calls = [slow.get.spawn() for _ in range(3)]
     until(lambda: len(list(tmp_path.glob("begun-*"))) == 2)
     slow.teardown()

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import random
 import sys
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from pod_server import wire
@@ -152,7 +153,12 @@ class Link:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
         while True:
             try:
-                await self._connect(min(patience, _CONNECT_TIMEOUT, max(deadline - self._loop.time(), _FIRST_TRY)))
+                # It isn't the pod's fault if that takes long: it may be a program that asks a person.
+                begin = self._loop.time()
+                headers = await self._endpoint.all_headers()
+                deadline += self._loop.time() - begin
+                left = max(deadline - self._loop.time(), _FIRST_TRY)
+                await self._connect(headers, min(patience, _CONNECT_TIMEOUT, left))
                 return
             except (VersionMismatchError, PodLostError):
                 raise
@@ -180,7 +186,7 @@ class Link:
             f'service "{endpoint.service}" at {endpoint.url} {what}', service=endpoint.service, url=endpoint.url
         )
 
-    async def _connect(self, timeout: float) -> None:
+    async def _connect(self, headers: Mapping[str, str], timeout: float) -> None:
         decoder = self._decoder = wire.Decoder()
         ws: WebSocket | None = None
 
@@ -195,7 +201,7 @@ class Link:
 
         welcomed = self._welcomed = self._loop.create_future()
         try:
-            ws = await WebSocket.open(self._endpoint, on_data, on_lost, timeout)
+            ws = await WebSocket.open(self._endpoint, headers, on_data, on_lost, timeout)
             self._ws = ws
             ws.on_writable = self.flush
             ws.send(wire.encode(FrameType.HELLO, 0, _hello(self._client)))

@@ -110,11 +110,16 @@ class WebSocket(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, endpoint: Endpoint, on_data: Callable[[bytes], None], on_lost: Callable[[str], None], timeout: float
+        cls,
+        endpoint: Endpoint,
+        headers: Mapping[str, str],
+        on_data: Callable[[bytes], None],
+        on_lost: Callable[[str], None],
+        timeout: float,
     ) -> WebSocket:
         """Connect and shake hands, within `timeout` seconds.
 
-        They don't count what gets our credentials, which may be a program that asks a person.
+        They don't count what gets newer credentials, which may be a program that asks a person.
 
         Raises
         ------
@@ -123,7 +128,7 @@ class WebSocket(asyncio.Protocol):
         AuthenticationError
             When the token is refused.
         """
-        self = cls(endpoint, await endpoint.all_headers(), on_data, on_lost)
+        self = cls(endpoint, headers, on_data, on_lost)
         try:
             await self._connect(timeout)
         except AuthenticationError:

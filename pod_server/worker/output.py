@@ -134,6 +134,18 @@ class Log:
         elif len(parts) > _MAX_PARTS or len(data) > _MAX_WRITE:
             self.flush(wait=True)
 
+    def add(self, kind: LogKind, data: bytes) -> None:
+        """Put output in line for the flusher; waits for nothing."""
+        self._parts.append((kind, data))
+        if not self._queued:
+            self._queued = True
+            self._hub.enqueue(self)
+
+    def brake(self) -> None:
+        """Wait for the front when much is in line: for who has only added to it."""
+        if sum(len(data) for _, data in tuple(self._parts)) > _MAX_WRITE:
+            self.flush(wait=True)
+
     def flush(self, wait: bool = False, frame: bytes | None = None, write: bool = True) -> None:
         """Send what is in line, and then `frame`.
 

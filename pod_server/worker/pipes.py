@@ -27,7 +27,7 @@ __all__ = ["Pump", "Readers"]
 _READ = 65536
 #: Most that one look at a pipe takes; more than a pipe holds, so that all that was written before the look is taken.
 _MOST = 1 << 20
-#: How long the process's end waits for the thread that reads the pipes, in seconds.
+#: How long the process's end waits for what is in the pipes to be read, in seconds.
 _FAREWELL = 1.0
 _F_SETPIPE_SZ = 1031
 _KINDS = (LogKind.STDOUT, LogKind.STDERR)
@@ -87,33 +87,42 @@ class _Reader:
         Whose they are; None: nobody's in particular.
     """
 
-    __slots__ = ("_lock", "_pump", "fd", "kind", "log")
+    __slots__ = ("_pump", "fd", "kind", "log")
 
     def __init__(self, pump: Pump, fd: int, kind: LogKind, log: Log | None) -> None:
         self._pump = pump
         self.fd = fd
         self.kind = kind
         self.log = log
-        self._lock = log.lock if log is not None else pump.lock
         os.set_blocking(fd, False)
 
-    def read(self) -> None:
-        """Take what is there."""
-        with self._lock:
-            taken = 0
-            while self.fd >= 0 and taken < _MOST:
+    def read(self) -> set[Log]:
+        """Take what is there; gives the logs in which it has only been put in line, of a pipe that is nobody's."""
+        logs: set[Log] = set()
+        taken = 0
+        while self.fd >= 0 and taken < _MOST:
+            with self.log.lock if self.log is not None else self._pump.lock:
                 try:
-                    data = os.read(self.fd, _READ)
+                    data = os.read(self.fd, _READ) if self.fd >= 0 else b""
                 except BlockingIOError:
-                    return
+                    break
                 if not data:
                     self._close()
-                    return
+                    break
                 taken += len(data)
-                (self.log or self._pump.owner()).put(self.kind, data)
+                if self.log is not None:
+                    self.log.put(self.kind, data)
+                else:
+                    # Nothing that waits: every call that ends wants this lock.
+                    log = self._pump.owner()
+                    log.add(self.kind, data)
+                    logs.add(log)
+        return logs
 
     def _close(self) -> None:
         fd, self.fd = self.fd, -1
+        if fd < 0:
+            return
         self._pump.forget(fd)
         if self.log is not None and self.log.readers is not None:
             self.log.readers.remove(self)
@@ -140,7 +149,7 @@ class Pump:
 
     def __init__(self, owner: Callable[[], Log]) -> None:
         self.owner = owner
-        #: Guards the pipes that are nobody's; where a log's lock is needed too, this one is taken first.
+        #: Guards the pipes that are nobody's, for moments only, in which nothing is waited for.
         self.lock = threading.RLock()
         self._poller = _Poller()
         self._readers: dict[int, _Reader] = {}
@@ -162,7 +171,8 @@ class Pump:
             for fd in self._poller.poll(-1):
                 reader = self._readers.get(fd)
                 if reader is not None:
-                    reader.read()
+                    for log in reader.read():
+                        log.brake()
 
     def _open(self, kind: LogKind, log: Log | None) -> int:
         """A new pipe; gives its writing end."""
@@ -187,35 +197,39 @@ class Pump:
         self._readers.pop(fd, None)
 
     def settle(self, log: Log) -> None:
-        """Take what was written up to now and is (or will be counted as) this log's.
-
-        Not while its lock is held: the pump may be reading what is nobody's and wait for it, to put it there.
-        """
+        """Take what was written up to now and is (or will be counted as) this log's."""
         if self.forked:
             return  # the pipes are the parent's, and the lock may be held for ever: by a thread that wasn't forked
         self._c_output.flush()
         found = [reader for fd in self._poller.poll(0) if (reader := self._readers.get(fd)) is not None]
-        if not found:
-            with self.lock:  # what the pump has taken out of a pipe already, but has not yet given to its call
-                return
-        with self.lock, log.lock:
-            settle()
-            for reader in found:
-                if reader.log is log or reader.log is None:
-                    reader.read()
+        if found:
+            with log.lock:
+                settle()
+                for reader in found:
+                    if reader.log is log or reader.log is None:
+                        reader.read()
+        with self.lock:
+            pass  # what the pump has taken out of a pipe already is in line now
 
     def take_all(self) -> None:
         """Take what was written up to now, whoever's it is: this process is about to end."""
-        # Not for ever: who ends the process may hold the lock of a log that the pump waits for (a finalizer that does).
-        if not self.lock.acquire(timeout=_FAREWELL):
-            return
-        try:
+
+        def take() -> None:
             for fd in self._poller.poll(0):
                 reader = self._readers.get(fd)
                 if reader is not None:
                     reader.read()
-        finally:
-            self.lock.release()
+            with self.lock:
+                pass  # what the pump has taken out of a pipe already is in line now
+
+        # In a thread, which no cancel can hit; and not waited for for ever: who ends the process may hold the lock of a
+        # log (a finalizer may).
+        taking = threading.Thread(target=take, name="kt-farewell", daemon=True)
+        try:
+            taking.start()
+        except RuntimeError:
+            return  # the system gives no thread
+        taking.join(_FAREWELL)
 
     # -- child processes ---------------------------------------------------------------------------------------------
 

@@ -59,7 +59,8 @@ class PoolThread(threading.Thread):
     def __init__(self, pool: Pool, number: int) -> None:
         super().__init__(name=f"call-{number}", daemon=True)
         self.pool = pool
-        #: What it runs or was given to run; the pool's lock guards it.
+        #: What it runs or was given to run. Set by who has taken it from the idle ones, before `wake` is released; else
+        #: the pool's lock guards it.
         self.job: Call | None = None
         #: Whether that takes a place.
         self.counted = False

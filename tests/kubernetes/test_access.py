@@ -367,7 +367,6 @@ from kubetorch_jupyter.backends.kubernetes.access import endpoint
 from kubetorch_jupyter.backends.kubernetes.client import Cluster
 from kubetorch_jupyter.transport.portal import get_portal
 from kubetorch_jupyter.transport.sharing import get_session
-from tests.waiting import until
 
 async def begin():
     cluster = await Cluster.open({str(path)!r})

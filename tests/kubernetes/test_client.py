@@ -597,7 +597,6 @@ import asyncio
 from kubetorch_jupyter.backends.kubernetes.cache import NamespaceCache
 from kubetorch_jupyter.backends.kubernetes.client import Cluster, Kind
 from kubetorch_jupyter.transport.portal import get_portal
-from tests.waiting import until
 
 async def begin():
     cluster = await Cluster.open({str(path)!r})

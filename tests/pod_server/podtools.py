@@ -41,7 +41,6 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 SERVER = """
 import json, os, signal, sys, traceback
 from pod_server.front import FrontParams, preload, run_front
-from tests.waiting import until
 preload()
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 for line in sys.stdin:

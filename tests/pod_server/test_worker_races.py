@@ -105,7 +105,7 @@ class Two:
         pump.owner, pump.settle = owner, settle
 
     def second(self) -> None:
-        """Does nothing."""
+        assert self.begun.wait(5)
 
 
 def test_what_the_pump_gives_to_a_call_comes_before_its_result(front: FakeFront) -> None:
@@ -159,7 +159,7 @@ def test_what_a_child_wrote_before_the_process_ended() -> None:
 
         def late() -> Any:
             reading.set()
-            time.sleep(0.3)
+            time.sleep(0.1)
             return owner()
 
         pump.owner = late
