@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -15,6 +13,7 @@ import time
 import pytest
 
 from kubetorch_jupyter.transport.portal import TICK, get_inlet, get_portal
+from tests.waiting import interrupt_after
 
 pytestmark = pytest.mark.short
 
@@ -218,7 +217,7 @@ def test_a_signal_is_seen_by_an_otherwise_idle_loop_within_the_tick() -> None:
         """
     )
     assert result.returncode == 0, result.stderr
-    assert 0.25 < float(result.stdout) < 0.9
+    assert 0.25 < float(result.stdout) < 3  # 5 without the tick
 
 
 def test_keyboard_interrupt_ends_run_and_cancels() -> None:
@@ -230,14 +229,11 @@ def test_keyboard_interrupt_ends_run_and_cancels() -> None:
         finally:
             ended.set()
 
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), interrupt_after(0.2):
         get_portal().run(forever())
-    assert time.monotonic() - start < 1
-    assert ended.wait(2)
-    timer.join()
+    assert time.monotonic() - start < 5
+    assert ended.wait(5)
 
 
 def test_a_forked_child_gets_a_portal_of_its_own_and_the_parents_goes_on() -> None:
