@@ -46,9 +46,10 @@ _HIDDEN = ("JPY_SESSION_NAME", "JPY_PARENT_PID", "PYTEST_CURRENT_TEST", "PYTHONP
 
 @dataclass(frozen=True)
 class Message:
-    """One message that the kernel published."""
+    """One message that the kernel published; `sent` is the kernel's own time of it, in seconds since the epoch."""
 
     time: float
+    sent: float
     type: str
     content: dict[str, Any]
     metadata: dict[str, Any]
@@ -442,7 +443,10 @@ class Kernel:
 
     def _dispatch(self, channel: str, raw: dict[str, Any]) -> None:
         parent = raw["parent_header"].get("msg_id")
-        message = Message(time.monotonic(), raw["header"]["msg_type"], raw["content"], raw["metadata"])
+        header = raw["header"]
+        message = Message(
+            time.monotonic(), header["date"].timestamp(), header["msg_type"], raw["content"], raw["metadata"]
+        )
         with self._lock:
             cell = self._cells.get(parent)
             if parent in self._infos:
@@ -563,4 +567,6 @@ def wait_until_gone(runtime_dir: Path, timeout: float) -> list[psutil.Process]:
 
 def leftover_files(runtime_dir: Path) -> list[str]:
     """Everything in a runtime directory, relative to it."""
-    return sorted(str(path.relative_to(runtime_dir)) for path in runtime_dir.rglob("*")) if runtime_dir.exists() else []
+    # Not rglob: on Python 3.11 it raises when a folder is removed while it looks.
+    found = (Path(folder, name) for folder, dirs, files in os.walk(runtime_dir) for name in (*dirs, *files))
+    return sorted(str(path.relative_to(runtime_dir)) for path in found)
