@@ -181,7 +181,8 @@ def test_calls_that_the_pod_never_saw_are_sent_again_and_others_resumed_in_order
             await asyncio.sleep(0.01)
         pod.deaf = True
         unseen = asyncio.create_task(invoke_async(target, None, ("unseen",), {}, PLAIN))
-        await asyncio.sleep(0.05)
+        while not pod.unheard:
+            await asyncio.sleep(0.01)
         pod.cut()
         await asyncio.sleep(0.2)
         pod.loop.call_soon_threadsafe(hold.set)
@@ -216,9 +217,10 @@ def test_a_cancel_and_acknowledgements_are_said_again_after_a_break(pod: Scripte
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        pod.cut()
 
     asyncio.run(main())
+    until(lambda: pod.unheard)
+    pod.cut()
     until(lambda: reasons)
     assert reasons == ["user"]
     assert [channel for channel, _ in _sent(pod, FrameType.ACK)].count(1) >= 2

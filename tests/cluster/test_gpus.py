@@ -68,9 +68,7 @@ def test_more_than_there_are(node: Node, cells: Cells, user: User, shows: Shown)
     """With `unschedulable_timeout=0` nothing is waited for, and the scheduler's own words are the error."""
     with Said(user.api, {f"{user.name}-train": LACKING}) as said, pytest.raises(kt.ResourceNotAvailableError) as caught:
         kt.fn(cells["train"]).to(kt.Compute(gpus="4", unschedulable_timeout=0))
-    promise(
-        "too few GPUs, after the scheduler said it", time.monotonic() - said.at[f"{user.name}-train"], 2.0, factor=1
-    )
+    promise("too few GPUs, after the scheduler said it", time.monotonic() - said.at[f"{user.name}-train"], 2.0)
     assert LACKING in str(caught.value)
     assert "each pod asks for 4" in str(caught.value)
     assert user.ours() == []
@@ -81,9 +79,7 @@ def test_more_come_meanwhile(node: Node, cells: Cells, user: User, shows: Shown)
     with Said(user.api, {f"{user.name}-train": LACKING}) as said, ThreadPoolExecutor(1) as pool:
         deploying = pool.submit(kt.fn(cells["train"]).to, kt.Compute(gpus="4"))
         at = shows.wait(LACKING)
-        promise(
-            "too few GPUs are shown, after the scheduler said it", at - said.at[f"{user.name}-train"], 2.0, factor=1
-        )
+        promise("too few GPUs are shown, after the scheduler said it", at - said.at[f"{user.name}-train"], 2.0)
         with node.gpus(4):
             came = time.monotonic()
             train = deploying.result(timeout=60)
