@@ -68,7 +68,7 @@ class Here:
         For files of the code in pods.
     """
 
-    patience = 3.0
+    patience = 10.0
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

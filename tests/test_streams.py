@@ -245,9 +245,12 @@ def test_many_calls_at_once_lose_no_byte(pod: ScriptedPod, capsysbinary: pytest.
 
 
 def test_a_call_returns_after_its_last_byte_and_a_slow_terminal_holds_up_nobody_else(pod: ScriptedPod) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+
     class Slow(io.StringIO):
         def write(self, text: str) -> int:
-            time.sleep(0.3)
+            writing.set()
+            go_on.wait(10)
             return super().write(text)
 
     async def talk(call: ScriptedCall) -> None:
@@ -265,10 +268,11 @@ def test_a_call_returns_after_its_last_byte_and_a_slow_terminal_holds_up_nobody_
     with contextlib.redirect_stdout(text):
         thread = threading.Thread(target=invoke, args=(target, "slow", (), {}, SHOWN))
         thread.start()
-        time.sleep(0.1)
-        start = time.monotonic()
+        assert writing.wait(10)
         assert invoke(target, "quiet", (), {}, SHOWN) == 2
-        assert time.monotonic() - start < 0.15
+        assert text.getvalue() == ""
+        assert thread.is_alive()
+        go_on.set()
         thread.join()
         assert text.getvalue().endswith("slowly\n")
 

@@ -12,7 +12,7 @@ from tests.kernel.harness import Kernel, run_notebook
 
 def test_streams_are_exact_and_belong_to_their_cell(kernel: Kernel) -> None:
     first = kernel.begin(
-        "import sys, time\nfor i in range(3):\n    print(i, end='\\r', flush=True)\n    time.sleep(0.1)"
+        "import sys, time\nfor i in range(3):\n    print(i, end='\\r', flush=True)\n    time.sleep(0.5)"
     )
     second = kernel.begin(
         "print('é 🎉'); print('x', file=sys.stderr)\nfrom IPython.display import HTML\ndisplay(HTML('<b>'))\n6 * 7"

@@ -46,10 +46,11 @@ def test_cells_run_on_a_pod(kernel: Kernel) -> None:
     assert kernel.run("b.tolist(), pid != __import__('os').getpid()").result == "([0, 2, 4, 6], True)"
     # A task of one cell is awaited in the next, where its output is seen then.
     kernel.run(
-        "%%kt\nimport asyncio\nasync def tick():\n    for i in range(3):\n        await asyncio.sleep(0.05)\n"
+        "%%kt\nimport asyncio\nawaited = asyncio.Event()\nasync def tick():\n    for i in range(3):\n"
+        "        await (asyncio.sleep(0.05) if i < 2 else awaited.wait())\n"
         "        print('tick', i)\n    return 'ticked'\ntask = asyncio.create_task(tick())"
     )
-    awaited = kernel.run("%%kt\nawait task")
+    awaited = kernel.run("%%kt\nawaited.set()\nawait task")
     assert awaited.stdout.endswith("tick 2\n")
     assert awaited.displays[-1]["text/plain"] == "'ticked'"
     # asyncio.run as in the notebook; commands and magics.

@@ -120,7 +120,7 @@ LEFT_OUT = re.compile(r"\[kubetorch: ([\d,]+) bytes that this call printed are n
 
 
 def cut_of(shown: str, expected: str, closing: str = "\n") -> str:
-    """What a cell shows of a text, without what closes it where the cut is inside of a line, as pieces of a log may be."""
+    """What a cell shows of a text: without what closes it where the log came in pieces that cut it inside of a line."""
     return shown if expected.startswith(shown) else shown.removesuffix(closing)
 
 

@@ -63,7 +63,7 @@ def test_a_service_in_the_panel(kernel: Kernel) -> None:
 
     # It goes on while a cell blocks the kernel's main thread, and sends no more than it may.
     first = len(kernel.comms)
-    blocking = kernel.run("time.sleep(2)\nprint('slept')")
+    blocking = kernel.run("time.sleep(4)\nprint('slept')")
     during = kernel.comms[first:]
     logs = [c for kind, c in during if kind == "comm_msg" and "<pre>" in str(c["data"].get("state", {}).get("value"))]
     record(f"the panel's log was sent {len(logs)} times while a cell blocked for {blocking.duration:.1f} s")

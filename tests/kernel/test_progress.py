@@ -97,7 +97,7 @@ def test_deploys_and_maps(kernel: Kernel) -> None:
     assert re.fullmatch(ready("later"), last(first.ok()))
     assert lines(second.ok()) == []
 
-    stopped = kernel.begin("model(0.75, 'stop'), model(0.8, 'never')")
+    stopped = kernel.begin("model(30, 'stop'), model(0.8, 'never')")
     stopped.wait_for(lambda: "loading" in "".join(map(str, stopped.displays)), 20, "load")
     kernel.interrupt()
     stopped.wait(10)

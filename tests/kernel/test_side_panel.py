@@ -23,6 +23,14 @@ def train(n):
         time.sleep(0.05)
     return n
 """
+#: Blocks a kernel until there is a file, since how long answers take isn't known.
+BLOCKED = """\
+import os
+for _ in range(300):
+    if os.path.exists({!r}):
+        break
+    time.sleep(0.1)
+"""
 
 
 class SidePanel:
@@ -74,15 +82,17 @@ def test_answers_while_a_cell_blocks(version: str, make_kernel_of: Any) -> None:
     panel = SidePanel(kernel, subshell=True)
     panel.until(lambda a: a.get("selected"), service="train")
 
-    blocking = kernel.begin("time.sleep(3)")
+    enough, gone = kernel.cwd / "enough", kernel.cwd / "gone"
+    blocking = kernel.begin(BLOCKED.format(str(enough)))
     blocking.wait_for(lambda: blocking.started, 10, "begin")
     worst, count = 0.0, 0
-    while not blocking.done and count < 20:
+    while count < 20:
         began = time.monotonic()
         assert panel.ask(service="train")["services"]
         worst, count = max(worst, time.monotonic() - began), count + 1
         time.sleep(0.05)
     assert not blocking.done
+    enough.touch()
     promise(f"ipykernel {version}: the slowest of {count} answers beside time.sleep", worst, PROMISED)
     blocking.wait().ok()
 
@@ -96,10 +106,11 @@ def test_answers_while_a_cell_blocks(version: str, make_kernel_of: Any) -> None:
     assert cell.error is not None
     assert cell.error["ename"] == "CallCancelledError"
     created = answer["services"][0]["created"]
-    blocking = kernel.begin("time.sleep(5)")
+    blocking = kernel.begin(BLOCKED.format(str(gone)))
     panel.ask("down", service="train", created=created, id="2")
     panel.until(lambda a: a["services"] == [])
     assert not blocking.done
+    gone.touch()
     blocking.wait().ok()
     assert "torn down" in kernel.run("print(remote)").stdout
     assert_quiet(kernel)

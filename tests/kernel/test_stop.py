@@ -16,6 +16,7 @@ from tests.conftest import KERNELS, NEWEST, _factory
 from tests.kernel.harness import Cell, Kernel
 from tests.places import Place
 from tests.promises import promise
+from tests.waiting import until
 
 pytestmark = pytest.mark.timed
 
@@ -51,7 +52,7 @@ async def awaiting(mark):
 def in_c(mark):
     print("go", mark)
     try:
-        ctypes.CDLL(None).usleep(1_500_000)
+        ctypes.CDLL(None).usleep(3_000_000)
         sum(range(1000))
     except BaseException as e:
         _leave(mark, e)
@@ -95,7 +96,7 @@ async def awaiting_items(mark):
 def long_in_c(mark):
     print("go", mark)
     try:
-        ctypes.CDLL(None).usleep(2_500_000)
+        ctypes.CDLL(None).usleep(5_000_000)
         sum(range(1000))
     except BaseException as e:
         _leave(mark, e)
@@ -106,7 +107,7 @@ def in_c_items(mark):
     yield 1
     try:
         print("go", mark)
-        ctypes.CDLL(None).usleep(1_500_000)
+        ctypes.CDLL(None).usleep(3_000_000)
         sum(range(1000))
         yield 2
     except BaseException as e:
@@ -250,7 +251,7 @@ WAYS = {
 }
 MANY = ("gather", "map", "async map")
 #: What the remote side sees, and how long after Stop at most, in seconds.
-KINDS = {"sleeping": ("Cancelled", 2), "awaiting": ("CancelledError", 2), "in_c": ("Cancelled", 4)}
+KINDS = {"sleeping": ("Cancelled", 2), "awaiting": ("CancelledError", 2), "in_c": ("Cancelled", 6)}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -274,7 +275,7 @@ def check(kernels: list[Kernel], way: str, kind: str, marks: Marks) -> None:
     began = time.monotonic()
     again = run_each(kernels, "remote_echo(1) + await remote_echo(2, async_=True)")
     assert [cell.result for cell in again] == ["3"] * len(kernels)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 6
     expected, within = KINDS[kind]
     paths = [f"{path}{i}" for path in paths for i in range(3)] if way in MANY else paths
     assert [marks.wait(path, within) for path in paths] == [expected] * count * len(kernels)
@@ -294,10 +295,8 @@ def test_a_call_that_cannot_be_interrupted_is_listed_as_cancelling(newest: Kerne
     # The same service answers meanwhile.
     assert newest.run("other = remote_long_in_c.spawn('/dev/null')\nother.id\nother.status").result == "'running'"
     newest.run("other.cancel()")
-    assert marks.wait(mark, 5) == "Cancelled"
-    deadline = time.monotonic() + 2
-    while states(newest, "long_in_c"):
-        assert time.monotonic() < deadline
+    assert marks.wait(mark, 8) == "Cancelled"
+    until(lambda: not states(newest, "long_in_c"))
 
 
 @pytest.mark.parametrize(
