@@ -52,10 +52,12 @@ def write_notebook(path: Path, cells: Sequence[str], kernel: str = "python3") ->
 
 
 def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+    """A port that is free, below those that the system gives to whoever asks for any: it takes seconds to be bound."""
+    while True:
+        port = 20_000 + secrets.randbelow(12_000)
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:

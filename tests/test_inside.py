@@ -21,6 +21,7 @@ from kubetorch_jupyter.backends.inside import InsideBackend
 from kubetorch_jupyter.transport.portal import get_portal
 from tests.cells import Cells
 from tests.local import ROOT
+from tests.ports import free_port
 from tests.replicas import Several
 from tests.test_replicas import CODE
 
@@ -52,15 +53,21 @@ class InNamespace(Several):
 
     namespace = NAMESPACE
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Not that of a cluster's pods: other tests on this machine may run beside these.
+        self.port = free_port(*(f"127.0.0.{2 + rank}" for rank in range(4)))
+
     def _front_params(self, record: registry.Record, spec: Any) -> dict[str, Any]:
         rank = int(spec.name.rpartition("-g")[0].rpartition("-r")[2])
-        return {**super()._front_params(record, spec), "host": f"127.0.0.{2 + rank}", "port": 32300}
+        return {**super()._front_params(record, spec), "host": f"127.0.0.{2 + rank}", "port": self.port}
 
 
 @pytest.fixture
 def several(monkeypatch: pytest.MonkeyPatch) -> Iterator[InNamespace]:
     monkeypatch.setattr(registry.Record, "token", lambda self: TOKEN)
     backend = InNamespace()
+    monkeypatch.setattr(inside, "POD_PORT", backend.port)
     with backend.install():
         yield backend
 
@@ -116,7 +123,10 @@ def test_a_handle_finds_its_pods_by_name(several: InNamespace, dns: Names, cells
         assert again.service.backend is other.service.backend
 
 
-def test_the_first_calls_are_spread_too(several: InNamespace, dns: Names, cells: Cells) -> None:
+def test_the_first_calls_are_spread_too(
+    several: InNamespace, dns: Names, cells: Cells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kubetorch_jupyter.transport.replicas._TOGETHER", 5.0)
     with deploy(cells["wait"]) as wait:
         dns.addresses["wait.team-a.svc"] = ["127.0.0.2", "127.0.0.3"]
         other = pickle.loads(pickle.dumps(wait))
@@ -219,7 +229,7 @@ def test_a_service_calls_a_service(several: InNamespace, dns: Names, cells: Cell
     with deploy(cells["wait"]) as wait:
         cells.run(
             """
-            def outer(root, data):
+            def outer(root, data, port):
                 import pickle, sys
                 sys.path.insert(0, root)  # the package that is tested, whichever is installed
                 from kubetorch_jupyter.backends import inside
@@ -228,7 +238,7 @@ def test_a_service_calls_a_service(several: InNamespace, dns: Names, cells: Cell
                     assert host == "wait.team-a.svc", host
                     return ["127.0.0.2", "127.0.0.3"]
 
-                inside.look_up = look_up
+                inside.look_up, inside.POD_PORT = look_up, port
                 handle = pickle.loads(data)
                 found = {handle(0.0) for _ in range(20)}
                 return type(handle.service.backend).__name__, sorted(found | {handle(0.0) for _ in range(4)})
@@ -240,7 +250,7 @@ def test_a_service_calls_a_service(several: InNamespace, dns: Names, cells: Cell
             caller = kt.fn(cells["outer"], name="caller").to(compute, stream_logs=False)
         with caller:
             pids = sorted(row["worker"] for row in wait.service.status()["replicas"])
-            assert caller(str(ROOT), pickle.dumps(wait)) == ("InsideBackend", pids)
+            assert caller(str(ROOT), pickle.dumps(wait), several.port) == ("InsideBackend", pids)
 
 
 def test_with_rights_the_kubernetes_backend_is_used(

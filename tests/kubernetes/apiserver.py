@@ -23,6 +23,8 @@ from websockets.http11 import Request as HandshakeRequest
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
+from tests.ports import free_port
+
 Answer = tuple[int, Any, dict[str, str]]
 
 
@@ -81,6 +83,8 @@ class ApiServer:
     port: int = 0
 
     def __post_init__(self) -> None:
+        # Of its own, since it is given back between `stop` and `start`.
+        self.port = self.port or free_port("127.0.0.1")
         self._version = 100
         self._oldest = 0
         self._history: list[tuple[int, str, str, dict[str, Any]]] = []
@@ -114,7 +118,6 @@ class ApiServer:
         async def start() -> None:
             self._changed = asyncio.Event()
             self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port, ssl=self.tls)
-            self.port = self._server.sockets[0].getsockname()[1]
 
         self.do(start())
 
