@@ -66,7 +66,7 @@ def test_a_call_by_its_id_and_by_itself(cells: Cells) -> None:
 def test_following_gives_pieces_as_they_come_and_ends_with_the_call(cells: Cells) -> None:
     cells.run(SOURCE)
     with kt.fn(cells["talk"], name="talk-two").to(kt.Compute(), stream_logs=False) as talk:
-        call = talk.spawn(8, 0.1)
+        call = talk.spawn(8, 0.3)
         came: list[tuple[float, str]] = []
         for piece in kt.logs(call.id, follow=True):
             came.append((time.monotonic(), piece))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kubetorch_jupyter.streams.cap import Allowance, Cap
@@ -147,6 +147,7 @@ TEXT = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(TEXT, st.integers(0, 300), st.integers(1, 40))
 def test_a_cut_breaks_no_character_and_no_sequence(words: list[str], limit: int, size: int) -> None:
     data = "".join(words).encode()

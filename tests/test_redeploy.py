@@ -65,14 +65,16 @@ def test_redeploys_under_64_calls_in_flight(rounds: int, place: Place) -> None:
     with handle:
         worker = handle.service.status()["worker"]
         took = asyncio.run(run())
-        memory = place.usage(handle)["worker"].memory
-        asyncio.run(_more(handle, rounds))
-        grown = place.usage(handle)["worker"].memory - memory
+        grown = []
+        for _ in range(2):  # an arena or a thread's stack comes once, what is left of each redeploy each time
+            memory = place.usage(handle)["worker"].memory
+            asyncio.run(_more(handle, rounds))
+            grown.append(place.usage(handle)["worker"].memory - memory)
         assert handle.service.status()["worker"] == worker, "a redeploy of a function must not need a new worker"
     versions = [version for _, version, _ in sorted(seen, key=lambda row: row[2])]
     assert versions == sorted(versions), "a call began with older code than one that began before it"
     assert {0, rounds} <= set(versions)
-    assert grown < 8 << 20, f"the worker grew by {grown >> 20} MiB in {rounds} more redeploys"
+    assert min(grown) < 8 << 20, f"the worker grew by {grown} bytes in {rounds} more redeploys each"
     promise("a redeploy under load, median", sorted(took)[rounds // 2], 0.1)
 
 

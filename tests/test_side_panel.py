@@ -272,7 +272,7 @@ def test_a_look_that_fails_is_told_the_second_time(namespace: dict[str, Any], mo
 
 
 def test_nobody_looks_when_nobody_asks(namespace: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watching, "_PATIENCE", 0.2)
+    monkeypatch.setattr(watching, "_PATIENCE", 2.0)
     watcher = watching.Watcher("kubetorch-side-panel-test")
     watcher.ask(None, None)
     assert not watcher.idle

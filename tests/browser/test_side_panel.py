@@ -186,7 +186,7 @@ def test_a_kernel_without_subshells(server: Server, open_notebook: OpenNotebook)
     """It answers between cells: the panel says so, and does what was asked for behind a cell that fails."""
     version = KERNELS[0]
     server.add_kernel(version, kernel_python(version))
-    notebook = open_notebook("lab", (LOAD, DEPLOY, "remote(40)", "import time; time.sleep(5); 1 / 0"), version)
+    notebook = open_notebook("lab", (LOAD, DEPLOY, "remote(70)", "import time; time.sleep(5); 1 / 0"), version)
     panel = open_panel(notebook)
     notebook.run(0)
     notebook.run(1)
@@ -196,7 +196,7 @@ def test_a_kernel_without_subshells(server: Server, open_notebook: OpenNotebook)
     panel.says("The kernel is busy").wait_for()
     panel.says(re.compile(r"What is shown was seen \d+ s ago")).wait_for()
     notebook.wait_run(2)
-    panel.log.get_by_text("epoch 39").wait_for()
+    panel.log.get_by_text("epoch 69").wait_for()
     panel.says("The kernel is busy").wait_for(state="detached")
 
     notebook.start(3)

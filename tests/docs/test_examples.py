@@ -34,7 +34,7 @@ def test_script(example: Example, url: str, tmp_path: Path) -> None:
     # A path of its own for each script, so that what it leaves is found; short, for the sockets in it.
     runtime_dir = Path(os.environ["KT_RUNTIME_DIR"]) / f"s{EXAMPLES.index(example)}"
     check(example, run(example, url, tmp_path, {"KT_RUNTIME_DIR": str(runtime_dir), "KT_LOCAL_GPUS": "1"}))
-    left = wait_until_gone(runtime_dir, 3)
+    left = wait_until_gone(runtime_dir, 10)
     assert not left, [p.cmdline() for p in left]
     assert leftover_files(runtime_dir) == []
 

@@ -288,7 +288,7 @@ class Kernel:
             self._log.close()
         shutil.rmtree(self._private, ignore_errors=True)
 
-    def assert_nothing_left(self, timeout: float = 3) -> None:
+    def assert_nothing_left(self, timeout: float = 10) -> None:
         """Assert that, after the kernel's end, no process of its pods and no file of theirs is left."""
         left = wait_until_gone(self.runtime_dir, timeout)
         try:

@@ -154,12 +154,13 @@ def test_credentials_that_are_no_longer_good_are_told(
 
 
 def test_a_proxy_that_finds_no_pod_is_asked_again(
-    server: ApiServer, cluster: Cluster, pod: ProxiedPod, quick: None
+    server: ApiServer, cluster: Cluster, pod: ProxiedPod, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reach(cluster, pod)
     server.rule = lambda r: status(404, "NotFound", 'pods "train-1-0" not found') if "/proxy" in r.path else None
     with pytest.raises(ConnectionFailedError, match='answered with status 404: pods "train-1-0" not found'):
         echo(pod, 1)
+    monkeypatch.setattr(link, "_OPEN_TIMEOUT", 10.0)
     threading.Timer(0.3, lambda: setattr(server, "rule", None)).start()
     assert echo(pod, 1) == 1
 

@@ -91,7 +91,7 @@ def test_what_is_there_and_what_comes(server: ApiServer, cache: NamespaceCache) 
     began = time.monotonic()
     server.put("pods", thing("train-1-1"))
     assert waiting.result(5) is True
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 3
     assert names(here(lambda: cache.pods("train"))) == ["train-1-0", "train-1-1"]
     assert other.result(5) is False
 

@@ -95,10 +95,10 @@ def test_a_pod_that_runs_and_cannot_be_reached(
     monkeypatch.setattr(waiting, "probe", probe)
     told = Told()
     with pytest.raises(ServiceTimeoutError) as caught:
-        _wait(Namespace(in_cluster=in_cluster), told, 0.5)
+        _wait(Namespace(in_cluster=in_cluster), told, 1.5)
     assert caught.value.reason == "Unreachable"
     message = str(caught.value)
-    assert f"runs, and can't be reached: {TIMEOUT}. launch_timeout is 0.5 s" in message
+    assert f"runs, and can't be reached: {TIMEOUT}. launch_timeout is 1.5 s" in message
     assert f"'kubectl get networkpolicy -n team-a', and that no firewall keeps {who} from port 32300" in message
     assert told.details[0] == "", "a front takes a moment to start"
     assert told.details[-1] == f"its pod runs, and can't be reached: {TIMEOUT}"
