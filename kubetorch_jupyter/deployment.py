@@ -154,6 +154,7 @@ async def bring_up(
     #: Whether the pods are to go if this fails: they came up for this, or live without any code.
     ours = revision.new
     key = backend.name, code.compute.namespace, name
+    sessions: Sequence[Session] = ()
     loads: list[_Load] = []
     try:
         progress(Phase.CONNECTING)
@@ -170,7 +171,9 @@ async def bring_up(
         await revision.keep(*whole_load(code, _meta(code)), progress, loaded=_changed(code, lives))
     except BaseException:
         # A first deploy that fails or is stopped leaves nothing; a failed redeploy leaves what was there.
-        if ours:
+        if ours and not revision.new and await asyncio.shield(_in_use(sessions)):
+            progress.note(f'"{name}" goes on with the code that somebody else has deployed meanwhile')
+        elif ours:
             await asyncio.shield(revision.discard())
         else:
             await asyncio.shield(_go_back(loads, name, code, _deployed.get(key), progress))
@@ -262,6 +265,12 @@ async def _version(session: Session) -> str | None:
     except (KubetorchError, OSError):
         return None
     return str(code["version"]) if code is not None else None
+
+
+async def _in_use(sessions: Sequence[Session]) -> bool:
+    """Whether pods that had no code when they were joined have it by now: somebody else's deploy was first."""
+    versions = await asyncio.gather(*map(_version, sessions))
+    return bool(versions) and all(versions)
 
 
 def _changed(code: Code, lives: Sequence[dict[str, Any] | None]) -> bool:

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import contextvars
 import gc
 import os
 import select
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kubetorch_jupyter as kt
 from kubetorch_jupyter import deployment
 from kubetorch_jupyter.backends import registry
+from kubetorch_jupyter.backends.local import local_backend
 from kubetorch_jupyter.streams import Output, set_output_factory
+from kubetorch_jupyter.transport.portal import get_portal
+from kubetorch_jupyter.transport.sharing import get_session
 from pod_server import processes
 from tests.cells import Cells
+from tests.local import ROOT
 from tests.waiting import until
 
 NO_CODE = 'service "{}" has ended .* no code to deploy it again'
@@ -166,6 +175,76 @@ def test_a_redeploy_that_fails_before_it_has_begun_leaves_the_service(
             kt.fn(cells["changed"], name="stays").to(kt.Compute(), stream_logs=False)
         monkeypatch.undo()
         assert stays(1) == 2
+
+
+def test_a_deploy_that_joins_another_and_fails_leaves_it_the_service(cells: Cells, tmp_path: Path) -> None:
+    cells.run(
+        f"""
+        import pathlib
+        import time
+
+        class First:
+            def __init__(self):
+                here = pathlib.Path({str(tmp_path)!r})
+                (here / f"begun-{{time.monotonic()}}").touch()
+                while not (here / "go").exists():
+                    time.sleep(0.01)
+
+            def get(self):
+                return 1
+        """
+    )
+    (tmp_path / "other.py").write_text(
+        textwrap.dedent(
+            """
+            import kubetorch_jupyter as kt
+
+            class Second:
+                def __init__(self):
+                    raise ValueError("not this one")
+
+            kt.cls(Second, name="joined").to(kt.Compute())
+            """
+        )
+    )
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        deploying = pool.submit(kt.cls(cells["First"], name="joined").to, kt.Compute(), stream_logs=False)
+        until(lambda: list(tmp_path.glob("begun-*")))
+        pod = registry.read("joined")
+        assert pod is not None
+        other = subprocess.Popen(
+            [sys.executable, str(tmp_path / "other.py")],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        with other:
+            try:
+                # It finds a pod that has no code yet, and its load waits for the first one's.
+                until(lambda: other.poll() is not None or _loads("joined") == 2)
+            finally:
+                (tmp_path / "go").touch()
+            with removed(deploying.result(20)):
+                assert "not this one" in other.communicate(timeout=20)[1]
+                assert deploying.result().get() == 1
+                now = registry.read("joined")
+                assert now is not None
+                assert now.incarnation == pod.incarnation
+
+
+def _loads(name: str) -> int:
+    """How many loads a service has under way."""
+    rows = get_portal().run(_load_rows(name), 10)
+    return sum(row["f"] == "(loading)" and row["ended"] is None for row in rows)
+
+
+async def _load_rows(name: str) -> list[dict[str, Any]]:
+    info = await local_backend().find(name)
+    assert info is not None
+    assert info.endpoint is not None
+    session = await get_session(info.endpoint)
+    rows: list[dict[str, Any]] = (await session.request("calls", loads=True))["calls"]
+    return rows
 
 
 def test_get_if_exists_does_not_take_a_class_for_a_function(cells: Cells) -> None:

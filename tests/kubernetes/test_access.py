@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import gc
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -15,8 +17,10 @@ from typing import Any, TypeVar
 
 import pytest
 
+from kubetorch_jupyter.backends.kubernetes import access
 from kubetorch_jupyter.backends.kubernetes.access import endpoint, probe
 from kubetorch_jupyter.backends.kubernetes.client import Cluster, Kind
+from kubetorch_jupyter.backends.kubernetes.space import Space
 from kubetorch_jupyter.calls import invoke
 from kubetorch_jupyter.errors import (
     AuthenticationError,
@@ -109,6 +113,25 @@ def test_a_session_and_its_transfers_go_through_the_proxy(server: ApiServer, clu
     assert {("GET", "session"), ("PUT", "bulk")} <= asked
     assert {r.headers["authorization"] for r in server.requests} == {"Bearer good"}
     assert all(r.headers["x-kubetorch-token"] == "secret" for r in server.requests if "/session" in r.path)
+
+
+def test_a_pod_that_never_answers_says_nothing_of_the_proxy(
+    tmp_path: Path, pod: ProxiedPod, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a node that is gone, say: what is allowed is learnt from the next pod."""
+    monkeypatch.setattr(access, "_PROBE_TIMEOUT", 0.3)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        ApiServer(backend=silent.getsockname()[:2]) as server,
+        opened(apiserver.kubeconfig(tmp_path / "config", server.url)) as cluster,
+    ):
+        assert reach(cluster, pod).url.endswith("/proxy")
+        server.rule = _no_proxy
+        assert not reach(cluster, pod).url.endswith("/proxy")
+        silent.settimeout(0.1)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                silent.accept()[0].close()
 
 
 def test_the_token_shows_nowhere(server: ApiServer, cluster: Cluster, pod: ProxiedPod) -> None:
@@ -325,6 +348,34 @@ def test_where_the_proxy_is_forbidden_a_port_is_forwarded(server: ApiServer, clu
     server.cut()  # and a new one is made
     assert echo(pod, 3) == 3
     assert {r.query["ports"] for r in server.requests if r.path.endswith("/portforward")} == {"32300"}
+
+
+def test_a_forwarded_pod_whose_front_has_been_started_again_lives(server: ApiServer, cluster: Cluster) -> None:
+    server.rule = _no_proxy
+    space = Space(cluster, "team")
+
+    def pod(restarts: int) -> dict[str, Any]:
+        fronts = {"name": "front", "restartCount": restarts, "state": {"running": {}}}
+        if restarts:
+            fronts["lastState"] = {"terminated": {"exitCode": 1}}
+        return server.put(
+            "pods",
+            {
+                "metadata": {"name": "train-1-0", "uid": "u1", "labels": {"kubetorch.dev/service": "train"}},
+                "status": {"podIP": "10.0.0.7", "containerStatuses": [fronts]},
+            },
+        )
+
+    run(space.cache.synced())
+    first = run(space.endpoint("train", pod(0), "token"))
+    assert first.lost(False) is None
+    again = pod(1)
+    until(lambda: first.lost(False) is not None)
+    second = run(space.endpoint("train", again, "token"))
+    assert second.url == first.url
+    assert second.lost(False) is None
+    assert first.lost(False) is not None
+    run(space.cache.close())
 
 
 def test_uploads_are_forbidden_where_sessions_are_not(server: ApiServer, cluster: Cluster, pod: ProxiedPod) -> None:

@@ -8,20 +8,36 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from kubetorch_jupyter.backends.kubernetes import removal, rollout
-from kubetorch_jupyter.backends.kubernetes.manifests import headless_service, owner_reference, secret
+from kubetorch_jupyter.backends.kubernetes.backend import KubernetesBackend, _why_another
+from kubetorch_jupyter.backends.kubernetes.manifests import (
+    ServiceFields,
+    headless_service,
+    job,
+    owner_reference,
+    read_service,
+    secret,
+)
 from kubetorch_jupyter.backends.kubernetes.rollout import Rollout
 from kubetorch_jupyter.backends.kubernetes.space import Space
-from kubetorch_jupyter.errors import ConnectionFailedError, DeployError, KubernetesCredentialsError
+from kubetorch_jupyter.errors import (
+    ConnectionFailedError,
+    DeployError,
+    KubernetesCredentialsError,
+    ServiceNotFoundError,
+)
 from kubetorch_jupyter.transport.portal import get_portal
 from pod_server import codefile
 from tests.kubernetes.apiserver import ApiServer, kubeconfig, opened
 from tests.kubernetes.plans import plan
+from tests.kubernetes.recordings import api_time
 
 
 class Refusing:
@@ -182,6 +198,68 @@ def test_the_last_revision_outlives_an_outage_in_which_its_pods_cannot_be_asked(
     assert space.ended_in_sync == [True, True]
 
 
+class Making:
+    """A namespace in which it takes a while to make a Job, whatever comes of it."""
+
+    namespace = "team-a"
+
+    def __init__(self, outcome: Exception | None = None, takes: float = 0.2) -> None:
+        self.outcome = outcome
+        self.takes = takes
+        self.begun = asyncio.Event()
+        self.made: list[str] = []
+        self.deleted: list[str] = []
+
+    async def check_secrets(self, plan: Any) -> None:
+        """All are there."""
+
+    async def config_map(self) -> str:
+        return ""
+
+    async def create(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        self.begun.set()
+        await asyncio.sleep(self.takes)
+        if self.outcome is not None:
+            raise self.outcome
+        self.made.append(manifest["metadata"]["name"])
+        return {**manifest, "metadata": {**manifest["metadata"], "uid": "u1"}}
+
+    async def delete_job(self, job: dict[str, Any], *, grace: int | None = None) -> None:
+        self.deleted.append(job["metadata"]["name"])
+
+    async def delete_rest(self, service: str) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("stopped", "outcome", "removed"),
+    [
+        (True, None, 1),
+        *((stopped, error, n) for stopped in (False, True) for error, n in ((AWAY, 1), (BROKEN, 1), (NEVER, 0))),
+    ],
+)
+def test_a_job_that_may_have_been_made_is_removed(stopped: bool, outcome: Exception | None, removed: int) -> None:
+    """A deploy that is stopped before the API server has answered, or whose answer leaves it open."""
+
+    async def deploy() -> Making:
+        space = Making(outcome)
+        made = Rollout(cast(Any, space), plan(), cast(Any, space), "token", Notes())
+        task = asyncio.ensure_future(made.bring_up())
+        await space.begun.wait()
+        if stopped:
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            with pytest.raises((DeployError, ConnectionFailedError)):
+                await task
+        return space
+
+    space = asyncio.run(deploy())
+    assert len(space.deleted) == removed
+    assert set(space.made) <= set(space.deleted)
+
+
 # -- what is kept for pods that come in the place of others ------------------------------------------------------------
 
 
@@ -292,3 +370,63 @@ def test_a_secret_that_somebody_has_deleted_is_made_again(deploys: Deploys, *, l
     assert deploys.kept.buffers == [b"first"]
     assert base64.b64decode(deploys.secret["data"]["token"]) == b"token"
     assert deploys.secret["metadata"]["ownerReferences"][0]["uid"] == deploys.job["metadata"]["uid"]
+
+
+# -- joining what lives ------------------------------------------------------------------------------------------------
+
+
+def _fields(**changes: Any) -> ServiceFields:
+    found = read_service({**job(plan()), "metadata": {**job(plan())["metadata"], "uid": "u1"}})
+    assert found is not None
+    return replace(found, **changes)
+
+
+def test_a_revision_that_is_being_made_is_joined_by_those_who_ask_for_the_same_only() -> None:
+    """Not by one that wants a GPU, say, in the moment before the first one's pods are released."""
+    made = {"metadata": {"creationTimestamp": api_time(time.time())}}
+    fields = _fields(suspended=True)
+    space = cast(Any, None)
+    assert _why_another(space, fields, made, plan(spec=fields.spec)) is None
+    assert "has changed" in str(_why_another(space, fields, made, plan(spec="another")))
+    old = {"metadata": {"creationTimestamp": api_time(time.time() - 3600)}}
+    assert "never released" in str(_why_another(space, fields, old, plan(spec=fields.spec)))
+
+
+class Vanishing:
+    """A backend whose service is deleted as often while its pods are waited for, by somebody else."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, deletions: int, new: bool) -> None:
+        self.planned = 0
+        self.left = deletions
+        self.new = new
+        self.backend = KubernetesBackend(None, None, "team")
+        monkeypatch.setattr(self.backend, "space", self._space)
+        monkeypatch.setattr(self.backend, "_plan", self._plan)
+
+    async def _space(self) -> Any:
+        return SimpleNamespace(namespace="team", cluster=SimpleNamespace(context=None, server="https://x"))
+
+    async def _plan(self, space: Any, spec: Any, progress: Any) -> Any:
+        self.planned += 1
+        return self
+
+    async def bring_up(self) -> None:
+        if self.left:
+            self.left -= 1
+            raise ServiceNotFoundError("it was deleted", reason="Deleted")
+
+    def deploy(self) -> Any:
+        return asyncio.run(self.backend.apply(cast(Any, SimpleNamespace(name="train")), Notes()))
+
+
+@pytest.mark.parametrize(("deletions", "new", "planned"), [(0, False, 1), (1, False, 2), (1, True, 1), (2, False, 2)])
+def test_what_was_joined_and_is_deleted_is_made_anew_once(
+    deletions: int, new: bool, planned: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Vanishing(monkeypatch, deletions, new)
+    if deletions < planned:
+        assert made.deploy() is made
+    else:
+        with pytest.raises(ServiceNotFoundError):
+            made.deploy()
+    assert made.planned == planned

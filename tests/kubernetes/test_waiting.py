@@ -1,4 +1,4 @@
-"""Waiting for pods that run, and can't be reached: a NetworkPolicy, or a firewall before the nodes."""
+"""Waiting for a revision's pods: that can't be reached, whose Job goes, whose log can't be had."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ import pytest
 from kubetorch_jupyter.backends.kubernetes import waiting
 from kubetorch_jupyter.backends.kubernetes.waiting import Waiting
 from kubetorch_jupyter.compute import Compute
-from kubetorch_jupyter.errors import ConnectionFailedError, ServiceTimeoutError
+from kubetorch_jupyter.errors import (
+    ConnectionFailedError,
+    KubernetesCredentialsError,
+    PodContainerError,
+    ServiceNotFoundError,
+    ServiceTimeoutError,
+)
 from tests.kubernetes.plans import plan
 from tests.kubernetes.recordings import recorded
 
@@ -23,8 +29,11 @@ TIMEOUT = "no answer within 5 s"
 class Namespace:
     """A namespace whose one pod runs, as a real cluster has told it; asked for a pod, it answers itself."""
 
-    def __init__(self, *, in_cluster: bool) -> None:
-        self.seen = recorded("running")
+    in_sync = True
+    asked: Any = None
+
+    def __init__(self, *, in_cluster: bool, seen: str = "running") -> None:
+        self.seen = recorded(seen)
         self.cluster = SimpleNamespace(in_cluster=in_cluster)
         self.cache = self
 
@@ -50,6 +59,10 @@ class Namespace:
     def may_answer(self, pod: Any) -> bool:
         return True
 
+    async def log(self, wanted: Any) -> str:
+        self.asked = wanted
+        raise KubernetesCredentialsError("may not read logs", reason="Forbidden")
+
     async def endpoint(self, service: str, pod: Any, token: str, note: Any) -> str:
         return "endpoint"
 
@@ -65,9 +78,9 @@ class Told:
         pass
 
 
-def _wait(space: Namespace, told: Told, seconds: float) -> Any:
+def _wait(space: Namespace, told: Told, seconds: float, joined: bool = False) -> Any:
     async def wait() -> Any:
-        it = Waiting(cast(Any, space), plan(Compute()), "token", told, quota_held=False)
+        it = Waiting(cast(Any, space), plan(Compute()), "token", told, quota_held=False, joined=joined)
         try:
             async with asyncio.timeout(seconds):
                 return await it.run(None)
@@ -115,3 +128,45 @@ def test_one_that_answers_in_time_is_not_talked_about(monkeypatch: pytest.Monkey
     told = Told()
     assert _wait(Namespace(in_cluster=False), told, 20.0) == ("endpoint",)
     assert set(told.details) == {""}
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_job_that_is_deleted_meanwhile(joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the background, as everybody does it: nothing of it is to be seen but that it isn't there any more."""
+
+    async def probe(endpoint: Any) -> str:
+        return "connection refused"
+
+    monkeypatch.setattr(waiting, "probe", probe)
+    space = Namespace(in_cluster=False)
+    job = space.seen["job"]
+    looks = 0
+
+    def look(service: str, revision: str) -> Any:
+        nonlocal looks
+        looks += 1
+        return job if not joined and 3 < looks < 20 else None  # before that the watch hasn't told of it
+
+    if joined:
+        space.seen["pods"] = []
+    monkeypatch.setattr(space, "job", look)
+    with pytest.raises(ServiceNotFoundError, match="was deleted while it was being deployed") as caught:
+        _wait(space, Told(), 20.0, joined)
+    assert caught.value.reason == "Deleted"
+    assert joined or looks >= 20
+
+
+def test_a_job_that_the_watch_cannot_tell_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = Namespace(in_cluster=False)
+    space.seen["pods"], space.in_sync = [], False
+    monkeypatch.setattr(space, "job", lambda service, revision: None)
+    with pytest.raises(ServiceTimeoutError):
+        _wait(space, Told(), 0.3, joined=True)
+
+
+def test_a_crash_is_told_although_its_log_cannot_be_read() -> None:
+    space = Namespace(in_cluster=False, seen="crash-signal")
+    with pytest.raises(PodContainerError, match="exit code") as caught:
+        _wait(space, Told(), 20.0)
+    assert space.asked is not None
+    assert "may not read logs" not in str(caught.value)

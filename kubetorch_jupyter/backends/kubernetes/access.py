@@ -87,6 +87,8 @@ async def endpoint(
         while not allowed and cluster.waking:
             await asyncio.sleep(_PAUSE)
             allowed = await _proxy_allowed(proxied)
+        if allowed is None:
+            return proxied  # its node may be gone; what is allowed shows at another pod
         if not allowed and namespace not in ways and note is not None:
             note("the API server's proxy is forbidden to you, so the connection goes by a port-forward")
         ways[namespace] = allowed
@@ -151,13 +153,15 @@ def _why(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-async def _proxy_allowed(endpoint: Endpoint) -> bool:
-    """Whether the proxy lets us through: with GET (sessions) and with PUT (uploads)."""
+async def _proxy_allowed(endpoint: Endpoint) -> bool | None:
+    """Whether the proxy lets us through: with GET (sessions) and with PUT (uploads); None when nothing is answered."""
     for method in ("GET", "PUT"):
         try:
             status, ours, _ = await _request(endpoint, method, "/health")
             if status == 401 and not ours and endpoint.credentials is not None:
                 status, ours, _ = await _request(endpoint, method, "/health", renew=True)
+        except TimeoutError:
+            return None
         except (OSError, asyncio.IncompleteReadError, ValueError) as e:
             raise ConnectionFailedError(
                 f"the API server's proxy for service \"{endpoint.service}\" can't be reached ({_why(e)})",

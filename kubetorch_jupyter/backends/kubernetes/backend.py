@@ -14,6 +14,7 @@ from importlib import metadata
 
 from ...compute import Compute
 from ...config import config
+from ...errors import ServiceNotFoundError
 from ...transport.portal import Portal, get_portal
 from ..base import Event, Finding, Progress, Revision, ServiceInfo, ServiceSpec, curl_line
 from . import manifests, names
@@ -134,7 +135,14 @@ class KubernetesBackend:
                 context = f", context {space.cluster.context}" if space.cluster.context else ""
                 progress.note(f"deploying to namespace {space.namespace} of {space.cluster.server}{context}")
             rollout = await self._plan(space, spec, progress)
-            await rollout.bring_up()
+            try:
+                await rollout.bring_up()
+            except ServiceNotFoundError:
+                if rollout.new:
+                    raise
+                # The one that lived has been deleted in that moment, or has ended by itself.
+                rollout = await self._plan(space, spec, progress)
+                await rollout.bring_up()
             return rollout
 
     async def _plan(self, space: Space, spec: ServiceSpec, progress: Progress) -> Rollout:
@@ -284,11 +292,11 @@ class KubernetesBackend:
 
 def _why_another(space: Space, fields: ServiceFields, job: Raw, plan: manifests.Plan) -> str | None:
     """Why a revision can't go on, for people; None when it can."""
+    if fields.spec != plan.spec:
+        return "what it asks for has changed"
     if fields.suspended and plan.compute.queue_name is None:
         made = time_of(job["metadata"].get("creationTimestamp"))
         return "the last one was never released" if made is None or time.time() - made > _ABANDONED else None
-    if fields.spec != plan.spec:
-        return "what it asks for has changed"
     # The Job makes another pod in its place, but only after a while; and what others hold must not be lost for one.
     return space.all_lost(fields)
 

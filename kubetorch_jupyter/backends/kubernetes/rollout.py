@@ -76,8 +76,10 @@ class Rollout:
         self._token = token
         self._progress = progress
         self._job = job
+        #: The request for it, of a deploy that was stopped meanwhile.
+        self._making: asyncio.Task[Raw] | None = None
         self._old = list(old)
-        self._waiting = Waiting(space, plan, token, progress, quota_held=bool(old))
+        self._waiting = Waiting(space, plan, token, progress, quota_held=bool(old), joined=job is not None)
         self.new = job is None
         self.endpoints: Sequence[Endpoint] = ()
 
@@ -112,11 +114,7 @@ class Rollout:
         # Everything that can be refused without the cluster is refused before anything is made.
         manifest = manifests.job(plan)
         content, _ = await asyncio.gather(self._bundle.config_map(), space.check_secrets(plan))
-        try:
-            job = self._job = await space.create(manifest)
-        except ConnectionFailedError:
-            self._job = manifest  # it may have been made
-            raise
+        job = await self._make_job(manifest)
         owners = [manifests.owner_reference(job)]
         # The Job first, suspended, so that what it owns has an owner: a client that dies here leaves no orphans.
         owned = [
@@ -134,6 +132,31 @@ class Rollout:
             raise e.exceptions[0] from e.exceptions[0].__cause__
         if plan.compute.queue_name is None:  # else Kueue releases it
             await space.patch(Kind.JOB, plan.job_name, {"spec": {"suspend": False}})
+
+    async def _make_job(self, manifest: Raw) -> Raw:
+        """Make the Job; what may have been made although we don't hear of it is known to `discard`."""
+        making = asyncio.ensure_future(self._space.create(manifest))
+        try:
+            self._job = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            # It is being made, perhaps: only the answer tells.
+            self._job, self._making = manifest, making
+            raise
+        except KubetorchError as e:
+            if _unclear(e):
+                self._job = manifest
+            raise
+        return self._job
+
+    async def _made(self) -> bool:
+        """Whether there may be a Job of this deploy, once the API server has answered."""
+        if self._making is not None:
+            making, self._making = self._making, None
+            await asyncio.wait([making])
+            error = making.exception()
+            if error is not None and not _unclear(error):
+                self._job = None
+        return self._job is not None
 
     async def _make_room(self, found: Diagnosis) -> bool:
         """End the pods that are replaced, if the new ones find no room beside them and would without."""
@@ -241,7 +264,8 @@ class Rollout:
         return f"'kubectl delete job {name} -n {self._space.namespace}'"
 
     async def _remove(self) -> None:
-        if self._job is not None:
+        if await self._made():
+            assert self._job is not None
             await self._space.delete_job(self._job, grace=_HURRY)
             if not self._old:
                 await self._space.delete_rest(self._plan.service)
@@ -283,6 +307,21 @@ class Rollout:
         if token is None:
             return 0
         return sum(await asyncio.gather(*map(_drain, await self._space.endpoints(job, token))))
+
+
+def _unclear(error: BaseException) -> bool:
+    """Whether a request to make something may have made it in spite of that answer.
+
+    Examples
+    --------
+    >>> [_unclear(DeployError(reason=reason)) for reason in ("AlreadyExists", "HTTP 502", "Forbidden")]
+    [True, True, False]
+    """
+    if isinstance(error, ConnectionFailedError):
+        return True
+    reason = str(error.reason) if isinstance(error, DeployError) else ""
+    # Ours, too, when it is there already: the name is random, and a request that isn't answered is made again.
+    return reason.startswith("HTTP 5") or reason in ("AlreadyExists", "InternalError", "ServerTimeout", "Timeout")
 
 
 def _size(buffers: Sequence[Buffer]) -> int:

@@ -345,16 +345,21 @@ class Space:
         now = self.cache.pod(name) or pod
         life = lives.front_life(now)
         self._ends.setdefault(name, lives.ends(now, names.WORKER))
+
+        def gone(ended: bool) -> PodLostError | None:
+            return self.lost(name, service, ended, life)
+
         found = await access.endpoint(
             self.cluster,
             self.namespace,
             service,
             pod,
             token,
-            gone=lambda ended: self.lost(name, service, ended, life),
+            gone=gone,
             note=note,
         )
-        return replace(found, explain=lambda: self.explain(name, service), life=life, keeps=found)
+        # A port-forward's is the same one for all lives of the pod's front.
+        return replace(found, gone=gone, explain=lambda: self.explain(name, service), life=life, keeps=found)
 
     async def endpoints(self, job: Raw, token: str) -> tuple[Endpoint, ...]:
         """Those of a revision's pods that may answer, by rank."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from ...errors import ConnectionFailedError, DeployError, KubernetesCredentialsError
+from ...errors import ConnectionFailedError, DeployError, KubernetesCredentialsError, KubetorchError
 from ...progress import Phase
 from ...transport.endpoint import Endpoint
 from ..base import Progress
@@ -18,6 +19,8 @@ from .manifests import Plan, read_service
 from .space import Raw, Space
 
 __all__ = ["Waiting"]
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two tries to reach a pod that has an address: its front is up within a fraction of a second.
 _PROBE = 0.04
@@ -44,14 +47,20 @@ class Waiting:
         Told what it waits for.
     quota_held
         Whether an older revision may be what is in the way.
+    joined
+        Whether its Job was there before.
     """
 
-    def __init__(self, space: Space, plan: Plan, token: str, progress: Progress, *, quota_held: bool) -> None:
+    def __init__(
+        self, space: Space, plan: Plan, token: str, progress: Progress, *, quota_held: bool, joined: bool = False
+    ) -> None:
         self._space = space
         self._plan = plan
         self._token = token
         self._progress = progress
         self._quota_held = quota_held
+        #: Whether its Job has been seen: the watch tells of a new one a moment later.
+        self._seen = joined
         self._logs: dict[LogWanted, str] = {}
         #: By a pod's name: it answers there.
         self._ready: dict[str, Endpoint] = {}
@@ -68,11 +77,13 @@ class Waiting:
         plan = self._plan
         job = self._space.job(plan.service, plan.revision)
         fields = read_service(job) if job is not None else None
+        self._seen = self._seen or job is not None
         return Facts(
             plan.service,
             plan.namespace,
             plan.compute.replicas,
             quota_held=self._quota_held,
+            deleted=job is None and self._seen and self._space.cache.in_sync,
             loaded=fields is not None and fields.loaded,
             logs=dict(self._logs),
         )
@@ -145,7 +156,12 @@ class Waiting:
             if found.log is None or found.log in self._logs:
                 break
             wanted = found.log
-            self._logs[wanted] = await space.log(wanted)
+            try:
+                self._logs[wanted] = await space.log(wanted)
+            except KubetorchError as e:
+                # How the container ended is worth more than why its last lines can't be had.
+                log.debug("no log of pod %s: %s", wanted.pod, e)
+                self._logs[wanted] = ""
         found = self._last = self._unreachable(found)
         detail = found.detail
         if not detail and found.phase is Phase.CONNECTING and plan.compute.replicas > 1:

@@ -11,7 +11,7 @@ from .containers import container_trouble, missing_object
 from .creation import refused_pods
 from .finding import Diagnosis, Facts, curable, fatal
 from .images import pulling
-from .jobs import job_trouble
+from .jobs import deleted, job_trouble
 from .objects import (
     Raw,
     about,
@@ -65,7 +65,9 @@ def diagnose(facts: Facts, job: Raw | None, pods: Sequence[Raw], events: Sequenc
     own = _own_events(job, pods, events)
     found = [_of_pod(facts, pod, own, now) for pod in pods]
     running = sum(1 for one in found if one.phase is Phase.CONNECTING)
-    if job is not None and (trouble := job_trouble(facts, job, events, now)) is not None:
+    if job is None and facts.deleted:
+        found.append(deleted(facts))
+    elif job is not None and (trouble := job_trouble(facts, job, events, now)) is not None:
         found.append(trouble)
     elif job is not None and len(pods) < facts.replicas:
         refused = refused_pods(facts, job, events_of(own, job))

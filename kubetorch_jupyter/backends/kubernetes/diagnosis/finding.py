@@ -51,6 +51,8 @@ class Facts:
         How many pods there should be.
     quota_held
         An older revision of the same service still counts in the quota, so that its end makes room.
+    deleted
+        Its Job was there, and isn't any more.
     loaded
         Its pods have had their code: a container that ends is started again, and is no deploy that has failed.
     logs
@@ -63,6 +65,7 @@ class Facts:
     namespace: str | None = None
     replicas: int = 1
     quota_held: bool = False
+    deleted: bool = False
     loaded: bool = False
     logs: Mapping[LogWanted, str] = field(default_factory=dict)
     front: str = FRONT

@@ -10,7 +10,7 @@ from ..names import QUEUE
 from .finding import Diagnosis, Facts, curable, fatal
 from .objects import Raw, about, condition, event_time, message_of, name_of, one_line, short, time_of
 
-__all__ = ["job_trouble"]
+__all__ = ["deleted", "job_trouble"]
 
 #: So many seconds without a word of Kueue's mean that there is none.
 _SILENCE = 5.0
@@ -34,8 +34,7 @@ def job_trouble(facts: Facts, job: Raw, events: Sequence[Raw], now: float) -> Di
     """
     meta: Raw = job.get("metadata") or {}
     if meta.get("deletionTimestamp"):
-        what = "was deleted while it was being deployed"
-        return fatal(facts, "deleted", "Deleted", ServiceNotFoundError, what, "Deploy it again", phase=Phase.SCHEDULING)
+        return deleted(facts)
     for kind in ("Failed", "FailureTarget"):
         failed = condition(job, kind)
         if failed.get("status") == "True":
@@ -51,6 +50,12 @@ def job_trouble(facts: Facts, job: Raw, events: Sequence[Raw], now: float) -> Di
     if (job.get("spec") or {}).get("suspend"):
         return _suspended(facts, job, events, now)
     return None
+
+
+def deleted(facts: Facts) -> Diagnosis:
+    """Its Job is gone, or goes."""
+    what = "was deleted while it was being deployed"
+    return fatal(facts, "deleted", "Deleted", ServiceNotFoundError, what, "Deploy it again", phase=Phase.SCHEDULING)
 
 
 def _suspended(facts: Facts, job: Raw, events: Sequence[Raw], now: float) -> Diagnosis:
