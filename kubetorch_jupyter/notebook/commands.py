@@ -164,10 +164,20 @@ class Commands:
         names = given.names or [info.name for info in kt.services(given.namespace)]
         if not given.all:
             names = self._service_names("down", names, given.namespace)
+        failed: kt.KubetorchError | None = None
         for name in names:
             began = time.monotonic()
-            tear_down(name, self._values(), given.namespace)
-            print(f'kubetorch: "{name}" has ended ({time.monotonic() - began:.2f} s)')
+            try:
+                tear_down(name, self._values(), given.namespace)
+            except kt.ServiceNotFoundError:
+                print(f'kubetorch: "{name}" had ended already')
+            except kt.KubetorchError as e:  # the others are to end all the same
+                print(f'kubetorch: "{name}" has not ended: {e}')
+                failed = failed or e
+            else:
+                print(f'kubetorch: "{name}" has ended ({time.monotonic() - began:.2f} s)')
+        if failed is not None:
+            raise failed
         if not names:
             print("no services")
 

@@ -235,3 +235,26 @@ def test_without_a_kernel_or_widgets(newest_kernel: Kernel) -> None:
     )
     assert told.stdout.count("\n") == 1
     assert "pip install ipywidgets" in told.stdout
+
+
+def test_a_fault_in_the_panel_is_shown_and_does_not_end_it(make_newest_kernel: KernelFactory) -> None:
+    kernel = make_newest_kernel()
+    widgets = Widgets(kernel)
+    kernel.run(LOAD)
+    kernel.run(TRAIN + "remote = kt.fn(train).to(kt.Compute(cpus=1, memory='1Gi'))")
+    kernel.run(
+        "from kubetorch_jupyter.notebook.panel.controller import Panel\n"
+        "select = Panel._on_select\n"
+        "def broken(self, name):\n"
+        "    Panel._on_select = select\n"
+        "    raise TypeError('not this time')\n"
+        "Panel._on_select = broken"
+    )
+    root = open_panel(kernel, widgets)
+    widgets.wait_text(root, "ready")
+    widgets.click(root, "train")
+    widgets.wait_text(root, "not this time")
+    widgets.click(root, "train")
+    widgets.wait_text(root, "cpus=1, memory=1Gi")
+    kernel.run("panel.close()\nremote.teardown()")
+    wait_no_thread(kernel)

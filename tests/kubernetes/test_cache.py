@@ -244,6 +244,20 @@ def test_a_server_that_is_away_costs_little_and_is_found_again(server: ApiServer
     assert cache.error is None
 
 
+def test_what_is_asked_for_now_is_not_answered_from_before(server: ApiServer, cache: NamespaceCache) -> None:
+    run(cache.synced())
+    _watching(server)
+    run(cache.synced(now=True))
+    server.stop()
+    _until(lambda: not cache.in_sync)
+    run(cache.synced())
+    with pytest.raises(ConnectionFailedError):
+        run(cache.synced(now=True))
+    server.start()
+    _until(lambda: cache.in_sync, 10)
+    run(cache.synced(now=True))
+
+
 def test_no_server_at_first(server: ApiServer, cache: NamespaceCache) -> None:
     server.stop()
     with pytest.raises(ConnectionFailedError, match="can't be reached"):

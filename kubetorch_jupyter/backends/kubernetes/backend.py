@@ -186,6 +186,7 @@ class KubernetesBackend:
     async def list(self) -> Sequence[ServiceInfo]:
         """All services of the namespace."""
         space = await self.space()
+        await space.cache.synced(now=True)  # what an API server that is away had once is no answer
         await space.learn_tokens()
         every = [revisions for name in space.cache.services() if (revisions := space.jobs(name))]
         return await asyncio.gather(*(self._info(space, revisions) for revisions in every))

@@ -128,8 +128,10 @@ class NamespaceCache:
         """Why it isn't in sync, as far as is known."""
         return self._jobs.error or self._pods.error
 
-    async def synced(self) -> None:
+    async def synced(self, *, now: bool = False) -> None:
         """Wait until Jobs, Pods and Events have been listed, if they haven't been.
+
+        `now`: and until their watches tell of what changes again, if they have broken.
 
         Raises
         ------
@@ -138,7 +140,7 @@ class NamespaceCache:
         """
         with self.using():
             for mirror in self._mirrors:
-                await mirror.listed()
+                await mirror.listed(now=now)
 
     def services(self) -> list[str]:
         """The names of the services that have a Job here."""

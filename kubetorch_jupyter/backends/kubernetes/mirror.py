@@ -104,9 +104,14 @@ class Mirror:
             self._first.set_exception(ConnectionFailedError("the watch of the namespace was ended"))
             self._first.exception()  # perhaps nobody waits
 
-    async def listed(self) -> None:
-        """Wait for the first list, or raise why there is none; after a failure that means another try, at once."""
+    async def listed(self, *, now: bool = False) -> None:
+        """Wait for the first list, or raise why there is none; after a failure that means another try, at once.
+
+        `now`: what is known from before the watch broke is not enough.
+        """
         self.start()
+        if now and not self.in_sync and self._first is not None and self._first.done():
+            self._first = asyncio.get_running_loop().create_future()
         self._wanted.set()
         assert self._first is not None
         await asyncio.shield(self._first)
@@ -223,10 +228,10 @@ class EventMirror(Mirror):
         self._about: dict[tuple[str, str], dict[str, Raw]] = {}
         self._strays: OrderedDict[tuple[str, str], None] = OrderedDict()
 
-    async def listed(self) -> None:
+    async def listed(self, *, now: bool = False) -> None:
         """As the base; who may not read events has none."""
         try:
-            await super().listed()
+            await super().listed(now=now)
         except KubernetesCredentialsError:
             log.debug("events are forbidden here", exc_info=True)
 

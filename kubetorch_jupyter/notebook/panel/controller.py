@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextvars
+import logging
 import queue
 import sys
 import threading
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from .views import PanelView
 
 __all__ = ["Panel", "panel"]
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two looks: while something changes, and while nothing does.
 _QUICK = 0.25
@@ -171,15 +174,20 @@ class Panel:
                         self._thread = None
                         return
             event = self._take(now)
-            if event is not None:
-                if event[0] in ("close", "exit"):
-                    self._end(event[0] == "close")
-                    return
-                getattr(self, f"_on_{event[0]}")(*event[1:])
-                if not self._events.empty():
-                    continue  # one picture of all of them
-            self._begin_look(time.monotonic())
-            self._show()
+            if event is not None and event[0] in ("close", "exit"):
+                self._end(event[0] == "close")
+                return
+            try:
+                if event is not None:
+                    getattr(self, f"_on_{event[0]}")(*event[1:])
+                    if not self._events.empty():
+                        continue  # one picture of all of them
+                self._begin_look(time.monotonic())
+                self._show()
+            except Exception as e:
+                # A panel that doesn't react to anything any more is worse than whatever this is.
+                log.exception("the panel met what it doesn't know")
+                self._say(doing.one_line(e), error=True)
 
     def _take(self, now: float) -> tuple[Any, ...] | None:
         waits = [_CALM if self._looking else self._next - now]

@@ -81,7 +81,7 @@ class Order:
             return None
         try:
             value = ast.literal_eval(text)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
+        except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError):
             value = None
         if not isinstance(value, (dict, list, tuple)):
             raise kt.ConfigError(

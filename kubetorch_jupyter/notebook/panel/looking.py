@@ -7,7 +7,7 @@ runs on the thread that shows it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import kubetorch_jupyter as kt
@@ -114,6 +114,8 @@ class Looker:
         #: What was read last: of which life of a service, of which call, how long its log was.
         self._read: tuple[tuple[str, float], str, int] | None = None
         self._text = ""
+        #: What was seen last of which life of a service: it stands while a question isn't answered.
+        self._last: tuple[tuple[str, float] | None, Look] = (None, Look())
 
     def look(self, selected: str | None, log_of: str | None) -> Look:
         """Look once.
@@ -136,14 +138,19 @@ class Looker:
         if row is None:
             return Look(services)
         try:
-            return self._closer(services, row, log_of)
+            look = self._closer(services, row, log_of)
         except (kt.KubetorchError, OSError) as e:  # it may have ended between the two questions
-            return Look(services, row.name, problem=one_line(e))
+            key, before = self._last
+            before = before if key == row.key else Look(selected=row.name)
+            return replace(before, services=services, problem=one_line(e))
+        self._last = row.key, look
+        return look
 
     def _closer(self, services: tuple[ServiceRow, ...], row: ServiceRow, log_of: str | None) -> Look:
-        found = list(kt.calls(service=row.name))
-        if problem := next((r["error"] for r in found if r["state"] == "unreachable"), None):
-            return Look(services, row.name, problem=problem)
+        answered = list(kt.calls(service=row.name))
+        # One replica that doesn't answer hides none of the others' calls.
+        problem = next((r["error"] for r in answered if r["state"] == "unreachable"), "")
+        found = [r for r in answered if r["state"] != "unreachable"]
         calls = [_call(r, row.name) for r in reversed(found)]  # the newest first
         calls.sort(key=lambda c: not c.active)
         if log_of is None:
@@ -151,7 +158,7 @@ class Looker:
             log_of = newest.id if newest is not None else SERVICE_LOG
         shown = calls[:CALLS]
         text = self._log(row, log_of, next((c.log for c in calls if c.id == log_of), None))
-        return Look(services, row.name, tuple(shown), len(calls) - len(shown), log_of, text)
+        return Look(services, row.name, tuple(shown), len(calls) - len(shown), log_of, text, problem)
 
     def _log(self, row: ServiceRow, log_of: str, length: int | None) -> str:
         if length is not None:
