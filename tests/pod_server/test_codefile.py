@@ -5,7 +5,7 @@ import os
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pod_server import codefile
@@ -14,6 +14,7 @@ from pod_server.codefile import LIMIT, CodeFile, CodeFileError, missing, pack, u
 META = {"version": "1", "worker": "2", "kind": "fn", "deployed_at": 1000.5}
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(max_size=10_000), max_size=5), st.dictionaries(st.text(), st.integers()))
 def test_what_goes_in_comes_out(buffers: list[bytes], meta: dict[str, int]) -> None:
     data = pack(meta, buffers)
@@ -87,6 +88,7 @@ def test_every_cut_and_every_changed_byte_is_noticed(buffers: list[bytes]) -> No
         unpack(data + b"x")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_by_name(data: bytes) -> None:
     for text in (data, b"KTCODE1\n" + data):
