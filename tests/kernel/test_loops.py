@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from .harness import Kernel
 
 LOAD = "%load_ext kubetorch_jupyter\nimport asyncio"
