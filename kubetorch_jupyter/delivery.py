@@ -14,13 +14,14 @@ from . import shipping
 from .calls import load_error
 from .code import take_code
 from .compute import Compute
+from .deploying import deploy
 from .errors import ConfigError, StartupError
 from .identity import service_name
 from .interface import Interface, display_name
 from .invocation import KEYWORDS
 from .packing import pack
 from .progress import DeployProgress
-from .service import Service, deploy
+from .service import Service
 from .streams import open_output
 from .transport.portal import get_portal
 from .transport.session import RemoteFailure

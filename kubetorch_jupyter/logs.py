@@ -11,9 +11,10 @@ from pod_server.wire import parse_call_id
 
 from .asking import heading, text_of
 from .calls import Call, LogPieces, find_row, follow_log, read_log
+from .deploying import find_service
 from .errors import CallCancelledError, PodLostError, RecordExpiredError, UnknownCallError
 from .module import Module
-from .service import Service, find_service
+from .service import Service
 from .transport.listing import all_calls
 from .transport.portal import get_portal
 from .transport.session import Session

@@ -291,7 +291,7 @@ class Module:
             When there is none of that name.
         """
         __tracebackhide__ = True
-        from .service import find_service
+        from .deploying import find_service
         from .transport.portal import get_portal
 
         service = get_portal().run(find_service(service_name(name), namespace))

@@ -16,11 +16,12 @@ from .backends import get_backend
 from .backends.base import Backend, Finding, ServiceInfo
 from .calls import Call, attach_call
 from .compute import Compute
+from .deploying import find_info, find_service
 from .error_base import describe_size
 from .errors import KubetorchError, UnknownCallError
 from .identity import describe_client
 from .markup import table
-from .service import Service, find_info, find_service
+from .service import Service
 from .transport.listing import all_calls
 from .transport.portal import get_portal
 from .transport.replicas import Replicas

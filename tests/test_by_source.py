@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import kubetorch_jupyter as kt
-from kubetorch_jupyter import service
+from kubetorch_jupyter import deploying
 from kubetorch_jupyter.shipping import PYTHON, Bundle, pack
 from pod_server import serialization
 from tests.foreign import OTHERS, FixedBackend, foreign_pod, interpreter
@@ -595,7 +595,7 @@ def deployed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     """Services are in a whole pod of another Python."""
     with foreign_pod(request.param, tmp_path) as endpoint:
         backend = FixedBackend(endpoint)
-        monkeypatch.setattr(service, "get_backend", lambda compute: backend)
+        monkeypatch.setattr(deploying, "get_backend", lambda compute: backend)
         yield request.param
 
 
