@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import kubetorch_jupyter as kt
-from kubetorch_jupyter import overview, service
+from kubetorch_jupyter import deploying, overview, service
 from kubetorch_jupyter.backends import local, registry
 from kubetorch_jupyter.backends.base import Event, Progress, Revision, ServiceInfo, ServiceSpec
 from kubetorch_jupyter.backends.local import local_backend
@@ -47,7 +47,7 @@ class Several:
     @contextmanager
     def install(self) -> Any:
         with pytest.MonkeyPatch.context() as patch:
-            for module in (service, overview):
+            for module in (deploying, overview, service):
                 patch.setattr(module, "get_backend", lambda compute: self)
             patch.setattr(local, "front_params", self._front_params)
             yield self

@@ -14,11 +14,11 @@ from tests.kernel.harness import Kernel
 SETUP = """
 %load_ext kubetorch_jupyter
 import kubetorch as kt
-from kubetorch_jupyter import service as _service
+from kubetorch_jupyter import deploying as _deploying
 from kubetorch_jupyter.transport.endpoint import Endpoint as _Endpoint
 from tests.foreign import FixedBackend as _FixedBackend
 _backend = _FixedBackend(_Endpoint("other", {url!r}, {token!r}))
-_service.get_backend = lambda compute: _backend
+_deploying.get_backend = lambda compute: _backend
 """
 
 
