@@ -7,6 +7,7 @@ import contextlib
 import gc
 import io
 import os
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -287,6 +288,26 @@ def test_stop_gives_control_back_and_cancels(
     assert capsysbinary.readouterr().out == (b"cancelled: user\n" if method == "forever" else b"")
     promise(f"control back from a call after Stop, {method}", took, 0.5)
     assert invoke(target, "echo", (2,), {}, PLAIN) == 2
+
+
+@pytest.mark.parametrize("way", ["call", "map", "generator", "result", "request"])
+def test_a_signal_that_interrupts_no_system_call(target: ScriptedTarget, pod: ScriptedPod, way: str) -> None:
+    """As one that comes just before the call that waits: here another thread gets it."""
+    never = asyncio.Event()
+    ways: dict[str, Callable[[], object]] = {
+        "call": lambda: invoke(target, "forever", (), {}, PLAIN),
+        "map": lambda: list(map_calls(target, "forever", [(1,)], PLAIN)),
+        "generator": lambda: list(iterate(target, "forever", (), {}, PLAIN)),
+        "result": lambda: spawn(target, "forever", (), {}, PLAIN).result(),
+        "request": lambda: get_portal().run(never.wait()),
+    }
+    invoke(target, "echo", (1,), {}, PLAIN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupt_after(0.2):
+            ways[way]()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @pytest.mark.parametrize("method", ["forever", "stuck"])

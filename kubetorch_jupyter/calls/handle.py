@@ -17,7 +17,7 @@ from pod_server.wire import FrameType
 
 from ..errors import CallCancelledError, KubetorchError, RecordExpiredError, UnknownCallError
 from ..markup import summary
-from ..transport.portal import get_inlet, get_portal
+from ..transport.portal import TICK, acquire, get_inlet, get_portal
 from ..transport.session import Session
 from .log import LogPieces, find_row, follow_log, read_log
 from .run import Payload, Run, encode_arguments, nobody
@@ -155,7 +155,7 @@ class Call(Generic[T]):
             # One that failed may be tried again, and one that is on its way to another pod gets another there.
             if self._ended and isinstance(outcome := self._run.outcome, Exception):
                 raise outcome
-            self._begun.wait()
+            self._begun.wait(TICK)
         return id
 
     @property
@@ -238,7 +238,7 @@ class Call(Generic[T]):
         wake = lock.release
         if self._add_waiter(wake):
             try:
-                if not lock.acquire(timeout=-1 if timeout is None else max(timeout, 0)):
+                if not acquire(lock, timeout):
                     raise TimeoutError(f"{self!r} has not ended within {timeout:g} s; it runs on")
             finally:
                 self._drop_waiter(wake)

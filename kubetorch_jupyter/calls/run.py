@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..streams import Output, open_output
 from ..transport.exchange import Exchange, RemoteFailure
-from ..transport.portal import drop_frames, get_inlet, get_portal
+from ..transport.portal import TICK, acquire, drop_frames, get_inlet, get_portal
 from ..transport.session import Session
 from .failures import decode_error, load_error
 from .target import CallOptions, Target
@@ -111,7 +111,7 @@ class Bell:
             self._asleep = False
             return
         try:
-            self._rings.get(timeout=timeout)
+            self._rings.get(timeout=TICK if timeout is None else min(timeout, TICK))
         except queue.Empty:
             self._asleep = False  # the caller looks at the clock
 
@@ -371,7 +371,7 @@ class Run(Exchange):
         self.notify = lock.release
         try:
             self.start()
-            lock.acquire()
+            acquire(lock)
         except BaseException:
             # KeyboardInterrupt, or whatever else a signal handler of the user's raises.
             self.cancel()

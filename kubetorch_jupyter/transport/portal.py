@@ -14,23 +14,37 @@ import contextvars
 import logging
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from ..errors import ConnectionFailedError, KubetorchError, RemoteError
 
-__all__ = ["Inlet", "Portal", "drop_frames", "get_inlet", "get_portal"]
+__all__ = ["TICK", "Inlet", "Portal", "acquire", "drop_frames", "get_inlet", "get_portal"]
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-#: How long a loop that awaits us may sleep, in seconds. A kernel's idle loop sees Stop only when something else wakes
-#: it (https://github.com/ipython/ipykernel/issues/881).
+#: How long a loop that awaits us, or a thread that waits for us, may sleep, in seconds. A kernel's idle loop sees Stop
+#: only when something else wakes it (https://github.com/ipython/ipykernel/issues/881). And a signal that comes after
+#: the interpreter's last look and before the system call that waits (in between the thread may have to wait until
+#: another one has taken the interpreter's lock) interrupts nothing: it is seen when that call returns.
 TICK = 0.2
 #: How long the sessions' farewells may hold up the interpreter's exit, in seconds.
 _FAREWELL = 0.5
+
+
+def acquire(lock: Any, timeout: float | None = None) -> bool:
+    """Acquire a lock, and see a signal meanwhile whenever it comes (`TICK`); False after ``timeout`` seconds."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        left = TICK if deadline is None else min(deadline - time.monotonic(), TICK)
+        if lock.acquire(timeout=max(left, 0)):
+            return True
+        if left <= 0:
+            return False
 
 
 class Portal:
@@ -197,8 +211,12 @@ class Portal:
             coro.close()
             raise RuntimeError("a blocking call on the portal's own thread would wait for itself")
         future = self.submit(coro)
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
-            return future.result(timeout)
+            while True:
+                left = TICK if deadline is None else min(deadline - time.monotonic(), TICK)
+                if concurrent.futures.wait((future,), max(left, 0)).done or left <= 0:
+                    return future.result(0)
         except KubetorchError as e:
             log.debug("an error on the portal", exc_info=e)
             drop_frames(e)

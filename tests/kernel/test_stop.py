@@ -250,6 +250,8 @@ WAYS = {
     "asyncio.run": "async def main():\n    await remote_{kind}({mark!r}, async_=True)\nasyncio.run(main())",
 }
 MANY = ("gather", "map", "async map")
+#: What ipykernel logs when Stop comes in its own code, just before the cell's or after it: then it gives no reply.
+UNANSWERED = "KeyboardInterrupt caught in kernel"
 #: What the remote side sees, and how long after Stop at most, in seconds.
 KINDS = {"sleeping": ("Cancelled", 2), "awaiting": ("CancelledError", 2), "in_c": ("Cancelled", 6)}
 
@@ -335,17 +337,22 @@ def test_stop_at_any_moment(newest: Kernel, marks: Marks) -> None:
     random_ = random.Random(7)
     calls = ["remote_sleeping({!r})", "await remote_awaiting({!r}, async_=True)", "list(remote_sleeping.map([{!r}]))"]
     slowest = 0.0
+    before, unanswered = newest.log.count(UNANSWERED), 0
     for n in range(24):
         cell = newest.begin(calls[n % len(calls)].format(marks.path(f"mark{n}")))
         cell.wait_for(lambda cell=cell: cell.started, 10, "begin")
         time.sleep(random_.uniform(0, 0.02))
         pressed = time.monotonic()
         newest.interrupt()
-        cell.wait(20)
-        assert cell.replied is not None
-        assert cell.error is not None, cell
-        slowest = max(slowest, cell.replied - pressed)
+        cell.wait_for(lambda cell=cell: cell.idle, 20, "end")
+        assert cell.idle is not None
+        slowest = max(slowest, cell.idle - pressed)
+        if newest.log.count(UNANSWERED) > before + unanswered:
+            unanswered += 1
+        else:
+            assert cell.wait(20).error is not None, cell
         assert newest.run("remote_echo(1)").result == "1"
+    assert unanswered < 6
     promise("control back at any moment", slowest, 0.5)
     for name in ("sleeping", "awaiting"):
         deadline = time.monotonic() + 2
