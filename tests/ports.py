@@ -10,12 +10,12 @@ __all__ = ["free_port"]
 
 
 def free_port(*hosts: str) -> int:
-    """A port that is free at these addresses; below those that the system gives to whoever asks for any."""
+    """A port that is free at these addresses (127.0.0.1); below those that the system gives to whoever asks for any."""
     while True:
         port = 20_000 + secrets.randbelow(12_000)
         with ExitStack() as stack:
             try:
-                for host in hosts:
+                for host in hosts or ("127.0.0.1",):
                     stack.enter_context(socket.socket()).bind((host, port))
             except OSError:
                 continue

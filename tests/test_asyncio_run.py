@@ -260,7 +260,7 @@ def test_stop_in_a_cell_of_an_idle_kernel(kernel: Kernel) -> None:
     kernel.run(SLEEPER)
     cell = kernel.begin("asyncio.run(main())")
     cell.wait_text("go")
-    time.sleep(0.25)  # so that the kernel is done with the output: a Stop in that instant may get lost in ipykernel
+    kernel.rest()
     stopped = time.monotonic()
     kernel.interrupt()
     cell.wait(10)

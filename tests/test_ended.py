@@ -122,15 +122,16 @@ def test_code_that_fails_when_it_is_deployed_again_says_why(cells: Cells, tmp_pa
         assert picky.get() == 1
 
 
-def test_a_teardown_ends_what_brings_the_service_back(cells: Cells, tmp_path: Path) -> None:
+def define_waiting(cells: Cells, name: str, folder: Path) -> None:
+    """A class that says when its ``__init__`` begins, and waits there while the folder has a file "wait"."""
     cells.run(
         f"""
         import pathlib
         import time
 
-        class Slow:
+        class {name}:
             def __init__(self):
-                here = pathlib.Path({str(tmp_path)!r})
+                here = pathlib.Path({str(folder)!r})
                 (here / f"begun-{{time.monotonic()}}").touch()
                 while (here / "wait").exists():
                     time.sleep(0.01)
@@ -139,6 +140,10 @@ def test_a_teardown_ends_what_brings_the_service_back(cells: Cells, tmp_path: Pa
                 return 1
         """
     )
+
+
+def test_a_teardown_ends_what_brings_the_service_back(cells: Cells, tmp_path: Path) -> None:
+    define_waiting(cells, "Slow", tmp_path)
     slow = kt.cls(cells["Slow"]).to(kt.Compute(), stream_logs=False)
     assert slow.get() == 1
     (tmp_path / "wait").touch()
@@ -178,22 +183,8 @@ def test_a_redeploy_that_fails_before_it_has_begun_leaves_the_service(
 
 
 def test_a_deploy_that_joins_another_and_fails_leaves_it_the_service(cells: Cells, tmp_path: Path) -> None:
-    cells.run(
-        f"""
-        import pathlib
-        import time
-
-        class First:
-            def __init__(self):
-                here = pathlib.Path({str(tmp_path)!r})
-                (here / f"begun-{{time.monotonic()}}").touch()
-                while not (here / "go").exists():
-                    time.sleep(0.01)
-
-            def get(self):
-                return 1
-        """
-    )
+    define_waiting(cells, "First", tmp_path)
+    (tmp_path / "wait").touch()
     (tmp_path / "other.py").write_text(
         textwrap.dedent(
             """
@@ -223,7 +214,7 @@ def test_a_deploy_that_joins_another_and_fails_leaves_it_the_service(cells: Cell
                 # It finds a pod that has no code yet, and its load waits for the first one's.
                 until(lambda: other.poll() is not None or _loads("joined") == 2)
             finally:
-                (tmp_path / "go").touch()
+                (tmp_path / "wait").unlink()
             with removed(deploying.result(20)):
                 assert "not this one" in other.communicate(timeout=20)[1]
                 assert deploying.result().get() == 1

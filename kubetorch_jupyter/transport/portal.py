@@ -211,12 +211,12 @@ class Portal:
             coro.close()
             raise RuntimeError("a blocking call on the portal's own thread would wait for itself")
         future = self.submit(coro)
-        deadline = None if timeout is None else time.monotonic() + timeout
+        done = threading.Lock()
+        done.acquire()
+        future.add_done_callback(lambda _: done.release())
         try:
-            while True:
-                left = TICK if deadline is None else min(deadline - time.monotonic(), TICK)
-                if concurrent.futures.wait((future,), max(left, 0)).done or left <= 0:
-                    return future.result(0)
+            acquire(done, timeout)
+            return future.result(0)
         except KubetorchError as e:
             log.debug("an error on the portal", exc_info=e)
             drop_frames(e)

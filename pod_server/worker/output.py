@@ -91,31 +91,30 @@ class Log:
 
     def write(self, kind: LogKind, data: bytes) -> None:
         """Put output in line; from any thread."""
-        if self.will is not None and self._bequeathed(kind, data):
+        if self.heir is not None:
+            self.heir().write(kind, data)
             return
         if self._hub.link.writing_here:
             # Who has our lock may wait for this very thread to have written: the flusher takes it.
             self._parts.append((kind, data))
             self._hub.enqueue(self)
             return
+        if self.will is not None:
+            self._write_unless_ended(kind, data)
+            return
         if self.readers:
             self.drain()
         self.put(kind, data)
 
-    def _bequeathed(self, kind: LogKind, data: bytes) -> bool:
-        """Write to the heir, or here while there is none; False if that can't be waited for."""
-        if self.heir is None:
-            if self._hub.link.writing_here:
-                return False
-            with self.lock:  # or it might end between the look and the write
-                settle()
-                if self.heir is None:
-                    if self.readers:
-                        self.drain()
-                    self.put(kind, data)
-                    return True
+    def _write_unless_ended(self, kind: LogKind, data: bytes) -> None:
+        """Put it in line here, or in the heir's: under the lock, or the call might end between the look and that."""
+        with self.lock:
+            settle()
+            if self.heir is None:
+                self.drain()
+                self.put(kind, data)
+                return
         self.heir().write(kind, data)
-        return True
 
     def put(self, kind: LogKind, data: bytes) -> None:
         """As `write`, without a look at the child processes first."""

@@ -253,6 +253,13 @@ class Kernel:
         path = self._private / "kernel.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def rest(self) -> None:
+        """Wait until it is done with output that has come: it is idle then, and not still awake from that.
+
+        A Stop in the instant in which a cell prints may also get lost in ipykernel.
+        """
+        time.sleep(0.25)
+
     def interrupt(self) -> None:
         """What the Stop button does: SIGINT to the kernel's process group."""
         self.manager.interrupt_kernel()

@@ -37,7 +37,7 @@ def test_error_and_what_follows(kernel: Kernel) -> None:
 def test_interrupt(kernel: Kernel) -> None:
     cell = kernel.begin("print('go', flush=True)\nimport time\ntime.sleep(60)")
     cell.wait_text("go")
-    time.sleep(0.25)  # so that the kernel is done with the output: a Stop in that instant may get lost in ipykernel
+    kernel.rest()
     stopped = time.monotonic()
     kernel.interrupt()
     cell.wait(10)

@@ -104,7 +104,7 @@ def test_stop_does_not_reach_the_pods(kernel: Kernel) -> None:
     kernel.run(f"pid = model.fork({str(path)!r})")
     cell = kernel.begin("print('now')\ntime.sleep(30)")
     cell.wait_text("now", 10)
-    time.sleep(0.25)  # so that the kernel is done with the output: a Stop in that instant may get lost in ipykernel
+    kernel.rest()
     kernel.interrupt()
     cell.wait(10)
     assert cell.error is not None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from .harness import Kernel
 
 LOAD = "%load_ext kubetorch_jupyter\nimport asyncio"
@@ -44,7 +42,7 @@ def test_nested_loops_lose_nothing(kernel: Kernel) -> None:
     assert kernel.run("[data['n'] for data in got]").result == str(messages)
     stopped = kernel.begin("print('begun')\nloop.run_until_complete(asyncio.sleep(30))", stop_on_error=False)
     stopped.wait_text("begun")
-    time.sleep(0.25)  # so that the kernel is done with the output: a Stop in that instant may get lost in ipykernel
+    kernel.rest()
     kernel.interrupt()
     assert stopped.wait(10).reply["ename"] == "KeyboardInterrupt"  # type: ignore[index]
     assert kernel.run(every).result == "(2, 3, 4, 5)"

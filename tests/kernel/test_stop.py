@@ -185,7 +185,7 @@ def stop_each(kernels: Sequence[Kernel], codes: Sequence[str], waits_for: str, w
     cells = [kernel.begin(code) for kernel, code in zip(kernels, codes, strict=True)]
     for cell in cells:
         cell.wait_for(lambda cell=cell: cell.stdout.count(waits_for) >= count, 30, f"print {waits_for!r} {count} times")
-    time.sleep(0.25)  # so that the kernel is idle, and not still awake from the output
+    kernels[0].rest()
     pressed: list[float] = []
     for kernel in kernels:
         pressed.append(time.monotonic())

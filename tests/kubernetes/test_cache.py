@@ -16,6 +16,7 @@ from kubetorch_jupyter.errors import ConnectionFailedError, KubernetesCredential
 from kubetorch_jupyter.transport.portal import get_portal
 from tests.kubernetes import apiserver
 from tests.kubernetes.apiserver import ApiServer, forbidden, opened
+from tests.waiting import until
 
 T = TypeVar("T")
 
@@ -67,10 +68,7 @@ def names(objects: list[dict[str, Any]]) -> list[str]:
 
 
 def _until(condition: Callable[[], object], timeout: float = 5) -> None:
-    deadline = time.monotonic() + timeout
-    while not here(condition):
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.005)
+    until(lambda: here(condition), timeout)
 
 
 def test_what_is_there_and_what_comes(server: ApiServer, cache: NamespaceCache) -> None:

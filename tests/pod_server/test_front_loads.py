@@ -627,18 +627,28 @@ def test_a_class_does_not_wait_for_ever_for_a_cancelled_call(monkeypatch: pytest
     play(scenario, kind="cls")
 
 
+async def hang(zygote: Zygote, client: Client, how: str) -> int:
+    """A call that never ends, in the worker that there is; its time is up soon if that is to be."""
+    worker = zygote.last
+    seq = await client.call("hang", timeout=0.5 if how == "timed out" else 60.0)
+    await until_async(lambda: worker.calls)
+    return seq
+
+
+async def give_up(client: Client, seq: int, how: str) -> None:
+    if how == "cancelled":
+        await client.send(FrameType.CANCEL, seq, {"reason": "user"})
+
+
 @pytest.mark.parametrize("how", ["cancelled", "timed out"])
 def test_a_call_that_is_given_up_while_a_class_waits_for_it(how: str) -> None:
     async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
-        worker = zygote.last
-        seq = await client.call("hang", timeout=0.5 if how == "timed out" else 60.0)
-        await until_async(lambda: worker.calls)
+        seq = await hang(zygote, client, how)
         load = await client.load("v2", kind="cls")
         waiting = await client.call("version")
         await asyncio.sleep(0.1)
         assert waiting not in client.results
-        if how == "cancelled":
-            await client.send(FrameType.CANCEL, seq, {"reason": "user"})
+        await give_up(client, seq, how)
         await client.value(load)
         assert await client.value(waiting) == b"v2"
 
@@ -649,14 +659,12 @@ def test_a_call_that_is_given_up_while_a_class_waits_for_it(how: str) -> None:
 def test_a_call_that_is_given_up_in_a_worker_that_was_replaced(how: str) -> None:
     async def scenario(front: Front, zygote: Zygote, client: Client) -> None:
         worker = zygote.last
-        seq = await client.call("hang", timeout=0.5 if how == "timed out" else 60.0)
-        await until_async(lambda: worker.calls)
+        seq = await hang(zygote, client, how)
         await client.value(await client.load("v2", worker="new"))
         assert await client.run("version") == b"v2"
         await asyncio.sleep(0.1)
         assert not worker.dead
-        if how == "cancelled":
-            await client.send(FrameType.CANCEL, seq, {"reason": "user"})
+        await give_up(client, seq, how)
         await until_async(lambda: worker.dead, 10)
 
     play(scenario)

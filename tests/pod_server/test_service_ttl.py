@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import random
 import socket
 import time
 from collections.abc import Iterator
@@ -17,19 +16,15 @@ import pytest
 from pod_server.__main__ import _parser
 from tests.pod_server.containers import on_a_loop
 from tests.pod_server.podtools import TOKEN, Client, Front, Zygote
+from tests.ports import free_port
 from tests.waiting import until
 
 
 def free_ports(n: int) -> list[int]:
-    # Below those that the system takes by itself, or a connection of another test might get one before its front does.
-    ports: list[int] = []
-    for port in random.sample(range(20_000, 32_000), 1000):
-        with socket.socket() as s, contextlib.suppress(OSError):
-            s.bind(("127.0.0.1", port))
-            ports.append(port)
-        if len(ports) == n:
-            return ports
-    raise AssertionError("the machine has no free ports")
+    ports: set[int] = set()
+    while len(ports) < n:
+        ports.add(free_port())
+    return list(ports)
 
 
 @contextlib.contextmanager
@@ -120,7 +115,7 @@ def test_the_lowest_of_those_that_live_decides() -> None:
     with socket.socket() as hole:
         hole.bind(("127.0.0.1", 0))
         hole.listen()
-        port = free_ports(1)[0]
+        port = free_port()
         peers = [f"127.0.0.1:{hole.getsockname()[1]}", f"127.0.0.1:{port}"]
         with Front(port=port, peers=peers, rank=1, ttl=0.3) as front:
             assert front.ended(25)
@@ -149,7 +144,7 @@ def test_one_that_answers_nonsense_counts_as_gone(answer: bytes) -> None:
 
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        port = free_ports(1)[0]
+        port = free_port()
         peers = [f"127.0.0.1:{other.getsockname()[1]}", f"127.0.0.1:{port}"]
         with Front(port=port, peers=peers, rank=1, ttl=0.2) as front:
             assert front.ended(15)

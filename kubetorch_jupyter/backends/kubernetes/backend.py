@@ -185,7 +185,7 @@ class KubernetesBackend:
 
     async def list(self) -> Sequence[ServiceInfo]:
         """All services of the namespace."""
-        space = await self.space()
+        space = await self._connected()
         await space.cache.synced(now=True)  # what an API server that is away had once is no answer
         await space.learn_tokens()
         every = [revisions for name in space.cache.services() if (revisions := space.jobs(name))]
