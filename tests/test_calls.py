@@ -28,7 +28,7 @@ from kubetorch_jupyter.calls import (
     spawn,
 )
 from kubetorch_jupyter.calls.mapping import _Window
-from kubetorch_jupyter.calls.run import _MOVES, Run
+from kubetorch_jupyter.calls.run import _MOVES, Bell, Run
 from kubetorch_jupyter.errors import (
     CallCancelledError,
     CallTimeoutError,
@@ -308,6 +308,24 @@ def test_a_signal_that_interrupts_no_system_call(target: ScriptedTarget, pod: Sc
             ways[way]()
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if way in ("call", "map", "generator"):
+        until(lambda: _cancels(pod) == ["user"])
+
+
+def test_a_bell_that_nobody_rings_wakes_nobody() -> None:
+    """Stop has to come while it is waited for, where the caller expects it: not between two short waits."""
+    bell, ready, rung = Bell(), threading.Event(), threading.Event()
+
+    def wait() -> None:
+        bell.wait(ready.is_set)
+        rung.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    assert not rung.wait(0.7)
+    bell.ring()
+    assert rung.wait(5)
+    thread.join()
 
 
 @pytest.mark.parametrize("method", ["forever", "stuck"])

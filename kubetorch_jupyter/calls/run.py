@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..streams import Output, open_output
 from ..transport.exchange import Exchange, RemoteFailure
-from ..transport.portal import TICK, acquire, drop_frames, get_inlet, get_portal
+from ..transport.portal import acquire, drop_frames, get_inlet, get_portal, in_slices
 from ..transport.session import Session
 from .failures import decode_error, load_error
 from .target import CallOptions, Target
@@ -110,10 +110,16 @@ class Bell:
         if ready():
             self._asleep = False
             return
-        try:
-            self._rings.get(timeout=TICK if timeout is None else min(timeout, TICK))
-        except queue.Empty:
+        # Not one slice and back to the caller: Stop is to come where that expects it.
+        if not in_slices(self._rung, timeout):
             self._asleep = False  # the caller looks at the clock
+
+    def _rung(self, timeout: float) -> bool:
+        try:
+            self._rings.get(timeout=timeout)
+        except queue.Empty:
+            return False
+        return True
 
 
 class Run(Exchange):

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from ..errors import ConnectionFailedError, KubetorchError, RemoteError
 
-__all__ = ["TICK", "Inlet", "Portal", "acquire", "drop_frames", "get_inlet", "get_portal"]
+__all__ = ["TICK", "Inlet", "Portal", "acquire", "drop_frames", "get_inlet", "get_portal", "in_slices"]
 
 T = TypeVar("T")
 
@@ -36,15 +36,22 @@ TICK = 0.2
 _FAREWELL = 0.5
 
 
-def acquire(lock: Any, timeout: float | None = None) -> bool:
-    """Acquire a lock, and see a signal meanwhile whenever it comes (`TICK`); False after ``timeout`` seconds."""
+def in_slices(wait: Callable[[float], bool], timeout: float | None = None) -> bool:
+    """Have `wait` wait for so many seconds at a time until it gives True, and see a signal meanwhile whenever it comes
+    (`TICK`); False after ``timeout`` seconds.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
         left = TICK if deadline is None else min(deadline - time.monotonic(), TICK)
-        if lock.acquire(timeout=max(left, 0)):
+        if wait(max(left, 0)):
             return True
         if left <= 0:
             return False
+
+
+def acquire(lock: Any, timeout: float | None = None) -> bool:
+    """Acquire a lock, `in_slices`."""
+    return in_slices(lambda left: bool(lock.acquire(timeout=left)), timeout)
 
 
 class Portal:
